@@ -1,0 +1,1 @@
+"""Linewright: the control layer of one physical production line."""

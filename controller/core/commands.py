@@ -1,0 +1,88 @@
+"""Commands into the scan, their answers, and the queue between.
+
+Everything that crosses into the scan is queued and bounded. Abort and Stop have a lane of their own: it
+holds at most one entry per (target, command), so it always fits and cannot be lost, and it is drained first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+Arg = str | int | float | bool
+LINE = "line"
+"""The target that means the line itself."""
+
+
+class CommandRejected(Exception):
+    """The operator's to mend: the command is not possible now; the text says why and what to do."""
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """A request from north.
+
+    ``target`` is ``"line"`` or a station's name. ``name`` is a PackML command in lower case (``start``,
+    ``stop``, ``reset``, ``hold``, ``unhold``, ``suspend``, ``unsuspend``, ``abort``, ``clear``, ``complete``)
+    or one of ``set_mode`` (args ``mode``), ``changeover`` (``recipe``, optional ``start`` = True to start again
+    afterwards), ``set_mach_speed`` (``speed``), ``acknowledge`` (``alarm``), ``acknowledge_all``,
+    ``set_parameter`` (``parameter``, ``value``).
+    """
+
+    id: str
+    target: str
+    name: str
+    args: dict[str, Arg] = {}
+    user: str = ""
+    client: str = ""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a command; ``reason`` says in words why it was refused, or what was started."""
+
+    id: str
+    accepted: bool
+    reason: str = ""
+
+
+class CommandQueue:
+    """Bounded queue from any number of producers to the one scan; not thread-safe, all on one loop."""
+
+    def __init__(self, limit: int = 256) -> None:
+        self._limit = limit
+        self._urgent: dict[tuple[str, str], list[Command]] = {}
+        self._normal: deque[Command] = deque()
+        self.refused = 0
+
+    def put(self, command: Command) -> Reply | None:
+        """Queue a command. Returns ``None`` when queued, or a refusal when the queue is full.
+
+        A Stop or Abort that repeats one already waiting joins it: both get the same answer, and at most 64
+        such requests per key are kept, the rest being answered at once as already pending.
+        """
+        if command.name in ("abort", "stop"):
+            waiting = self._urgent.setdefault((command.name, command.target), [])
+            if len(waiting) < 64:
+                waiting.append(command)
+                return None
+            return Reply(id=command.id, accepted=True, reason=f"{command.name} is already on its way to the next scan")
+        if len(self._normal) >= self._limit:
+            self.refused += 1
+            return Reply(
+                id=command.id,
+                accepted=False,
+                reason=f"{self._limit} commands are already waiting for the next scan; try again in a second",
+            )
+        self._normal.append(command)
+        return None
+
+    def drain(self) -> list[Command]:
+        """All that waits: aborts first, then stops, then the rest in order of arrival."""
+        if not self._urgent and not self._normal:
+            return []
+        first = [c for (name, _), cs in self._urgent.items() if name == "abort" for c in cs]
+        second = [c for (name, _), cs in self._urgent.items() if name == "stop" for c in cs]
+        commands = first + second + list(self._normal)
+        self._urgent.clear()
+        self._normal.clear()
+        return commands

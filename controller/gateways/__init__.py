@@ -1,0 +1,1 @@
+"""Gateways: processes of their own that know only the north port."""

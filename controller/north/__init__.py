@@ -1,0 +1,1 @@
+"""The one way out and in: frames, publisher, client."""

@@ -1,0 +1,1 @@
+"""The clock, the scan loop, PLC link supervision, journal and service life cycle."""

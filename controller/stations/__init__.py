@@ -1,0 +1,1 @@
+"""Station kinds: one small, pure file per kind of station."""

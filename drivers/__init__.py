@@ -1,0 +1,1 @@
+"""South: how to talk to a PLC. Knows no station and no recipe."""

@@ -1,0 +1,1 @@
+"""Modbus drivers on pymodbus framers and PDUs."""

@@ -1,0 +1,1 @@
+"""Reference lines: each a folder with plant, register list, line.yaml and recipes."""

@@ -1,0 +1,1 @@
+"""What to make: recipe models, limits, and the plan of a changeover. Pure."""
