@@ -144,6 +144,8 @@ class Alarm(Model):
     on_delay_ms: int = Field(0, ge=0, le=3_600_000)
     off_delay_ms: int = Field(0, ge=0, le=3_600_000)
     action: Literal["none", "hold", "stop", "abort"] = "none"
+    plc_latched: bool = False
+    """The PLC keeps this fault until the station's recovery sequence resets it; it then does not bar recovery."""
     cause: str = ""
     consequence: str = ""
     response: str = ""
@@ -271,6 +273,10 @@ class LineHead(Model):
     start_limit_s: float = Field(60.0, gt=0, le=3600)
     """How long the line may take to bring its stations to Execute, to stop or to hold them."""
     run_out_limit_s: float = Field(300.0, gt=0, le=86_400)
+    on_station_abort: Literal["none", "hold", "stop", "abort"] = "hold"
+    """What the running line does when one of its stations aborts or is stopped on its own."""
+    on_station_hold: Literal["none", "hold", "stop", "abort"] = "none"
+    """What the running line does when one of its stations holds; by default its neighbours starve or block."""
     recipe: str | None = None
     """Recipe to load at start-up; none leaves the line without a product until one is loaded."""
 

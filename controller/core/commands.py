@@ -24,9 +24,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
     ``target`` is ``"line"`` or a station's name. ``name`` is a PackML command in lower case (``start``,
     ``stop``, ``reset``, ``hold``, ``unhold``, ``suspend``, ``unsuspend``, ``abort``, ``clear``, ``complete``)
-    or one of ``set_mode`` (args ``mode``), ``changeover`` (``recipe``, optional ``start`` = True to start again
-    afterwards), ``set_mach_speed`` (``speed``), ``acknowledge`` (``alarm``), ``acknowledge_all``,
-    ``set_parameter`` (``parameter``, ``value``).
+    or, on the line, ``set_mode`` (args ``mode``), ``changeover`` (``recipe``, and ``start``: whether to start again
+    afterwards), ``acknowledge`` (``alarm``: id) and ``acknowledge_all``.
     """
 
     id: str

@@ -16,7 +16,7 @@ class Event(msgspec.Struct, frozen=True, tag_field="event", kw_only=True):
 
     at: int
     station: str = ""
-    """Station name; empty for the line itself."""
+    """Station name, ``line`` for the line as a unit, or empty where no station is concerned."""
 
 
 class Transition(Event, frozen=True, tag="transition", kw_only=True):

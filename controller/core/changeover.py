@@ -1,0 +1,162 @@
+"""A changeover: plan → run out → stage on every station → read back → commit, or all goes back to what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from controller.core.coordination import LineBehaviour
+from controller.core.events import ChangeoverChanged
+from controller.core.packml import State, Trigger
+from controller.core.parameters import Key, ParameterSet
+from controller.core.sequence import Fail, Progress, Runner, Steps, Until
+from controller.core.station import ScanContext, Station
+from drivers.port import Value
+from recipes import Change, ControlRecipe, plan
+
+S, T = State, Trigger
+
+AT_REST = frozenset({S.STOPPED, S.IDLE, S.COMPLETE, S.ABORTED})
+RUNNABLE = frozenset({S.EXECUTE, S.SUSPENDED, S.UNSUSPENDING, S.SUSPENDING})
+
+
+class Changeover:
+    """One changeover in progress. ``step`` and ``detail`` are for people; ``finished`` tells when it is over.
+
+    After it ended, ``block`` says why the line must not run (empty after success), and ``recipe`` is the
+    recipe that every station was read back to hold (``None`` if that could not be reached).
+    """
+
+    def __init__(
+        self,
+        number: int,
+        old: ControlRecipe | None,
+        new: ControlRecipe,
+        line: Station,
+        parameters: ParameterSet,
+        context: ScanContext,
+        *,
+        start: bool,
+    ) -> None:
+        self.number, self.old, self.new, self.start = number, old, new, start
+        self._line, self._parameters, self._context = line, parameters, context
+        assert isinstance(line.behaviour, LineBehaviour)
+        self._coordination = line.behaviour
+        self.changes: tuple[Change, ...] = plan(old, new)
+        self.step, self.detail = "", ""
+        self.finished = False
+        self.block = ""
+        self.recipe: ControlRecipe | None = old
+        self.committed = False
+        self._staged = False
+        self._runner = Runner(self._go())
+        self._why = ""
+        self._tell("planned", f"{len(self.changes)} parameters change")
+
+    def scan(self) -> None:
+        """One step."""
+        progress = self._runner.step(self._context.now_ns)
+        if progress is Progress.RUNNING:
+            return
+        if progress is Progress.DONE:
+            self.finished = True
+            return
+        assert self._runner.failure is not None
+        text = self._runner.failure.text
+        self._runner.close()
+        if self.committed:  # the recipe is in force; only the start after it failed, and the line's own alarm tells why
+            self.finished = True
+            self._tell("committed", f"{self.new.id} is in force, but the line did not start: {text}")
+        elif self.step == "rolling_back":
+            self.recipe, self.finished = None, True
+            self.block = (
+                f"changeover to {self.new.id} failed ({self._why}) and the way back failed too ({text}): "
+                f"the stations hold a mix of recipes; repair, then change over again"
+            )
+            self._tell("failed", self.block)
+        elif not self._staged:
+            self.finished = True
+            self._tell(
+                "failed",
+                f"{text}; nothing was written, {self.old.id if self.old else 'no recipe'} stays in force",
+            )
+        else:
+            self._why = text
+            self._runner = Runner(self._back())
+
+    def _go(self) -> Steps:
+        line = self._line
+        if line.state in RUNNABLE:
+            self._tell("running_out", "the line runs empty")
+            yield Until(lambda: line.state in (S.EXECUTE, *AT_REST), 30, "run_out", "the line in Execute, to run out")
+            if line.state is S.EXECUTE:
+                line.command(T.COMPLETE, f"changeover to {self.new.id}")
+            limit = self._coordination.settings.run_out_limit_s
+            yield Until(lambda: line.state in (S.HELD, *AT_REST), limit, "run_out", "the line run out")
+            if line.state is not S.COMPLETE:
+                yield Fail("run_out", f"the line became {line.state.text} during run-out")
+        left = [
+            f"{s.parts.tally.in_process} in {s.name}"
+            for s in self._coordination.stations
+            if s.parts.tally and s.parts.tally.in_process
+        ]
+        if left and self.old is not None and self.changes:
+            yield Fail("not_empty", f"product of {self.old.id} is left on the line: {', '.join(left)}; run out first")
+        self._tell("staging", f"{len(self.changes)} parameters")
+        self._staged = True
+        yield from self._write({c.key: c.new for c in self.changes})
+        self._tell("verified", "every station reads back the new recipe")
+        self.recipe, self.committed = self.new, True
+        self._tell("committed", f"{self.new.id} {self.new.version} is in force")
+        if self.start:
+            yield from self._restart()
+
+    def _back(self) -> Steps:
+        self._tell("rolling_back", self._why)
+        known = {c.key: c.old for c in self.changes if c.old is not None}
+        yield from self._write(known)
+        if self.old is None:
+            self.recipe = None
+            self.block = f"loading {self.new.id} failed: {self._why}; no recipe is in force; repair, then load again"
+        else:
+            self.block = (
+                f"changeover to {self.new.id} failed: {self._why}; every station is back on {self.old.id}; "
+                f"change over again, to {self.old.id} if it is to run on"
+            )
+        self._tell("rolled_back", self.block)
+
+    def _write(self, values: Mapping[Key, Value]) -> Steps:
+        """Stage the values on their PLCs and wait until each is read back, and confirmed where it can be."""
+        parameters, staged_ns = self._parameters, self._context.now_ns
+        parameters.stage(values)
+        for key in values:
+            limit = parameters.all[key].limit_s
+            started = self._context.now_ns
+            while (refused := parameters.refused(values)) or (short := parameters.difference(key, staged_ns)):
+                if refused:
+                    yield Fail("parameter", refused)
+                if self._context.now_ns - started > limit * 1e9:
+                    yield Fail("parameter", f"{short} (waited {limit:g} s)")
+                self.detail = f"waiting for {key[0]}.{key[1]}"
+                yield None
+
+    def _restart(self) -> Steps:
+        line = self._line
+        if line.state in (S.COMPLETE, S.STOPPED):
+            line.command(T.RESET, f"changeover to {self.new.id}")
+            yield Until(lambda: line.state is S.IDLE, 60, "start", "the line Idle after the changeover")
+        if line.state is S.IDLE:
+            line.command(T.START, f"changeover to {self.new.id}")
+
+    def _tell(self, step: str, detail: str) -> None:
+        self.step, self.detail = step, detail
+        self._context.events.append(
+            ChangeoverChanged(
+                at=self._context.utc_ns,
+                station="line",
+                id=self.number,
+                source=self.old.id if self.old else "",
+                target=self.new.id,
+                step=step,
+                detail=detail,
+            )
+        )

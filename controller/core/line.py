@@ -1,0 +1,405 @@
+"""The scan: one pure step of the whole line.
+
+``scan(now, buffer, commands)`` latches the image, looks at safety, takes commands, steps the line, the changeover
+and the stations, counts, and returns what happened and what the PLCs are to be told. It never awaits, never reads
+a clock, never does I/O. Everything that leaves it is a frozen value or a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from controller.core.alarms import Alarm, AlarmBook, AlarmSpec, Change
+from controller.core.changeover import Changeover
+from controller.core.commands import LINE, Command, CommandRejected, Reply
+from controller.core.coordination import LineBehaviour
+from controller.core.events import (
+    AlarmChanged,
+    AnyEvent,
+    CommandDone,
+    CountsChanged,
+    LinkChanged,
+    ModeChanged,
+    Note,
+    OutputFailed,
+)
+from controller.core.image import InputBuffer, LinkReport, ProcessImage, WriteReport
+from controller.core.losses import LossLedger
+from controller.core.packml import COMMAND_BY_NAME, State, Trigger
+from controller.core.parameters import ParameterSet
+from controller.core.station import ScanContext, Station
+from drivers.port import Outcome, Value
+from recipes import ControlRecipe
+
+S, T = State, Trigger
+COUNTS_EVERY_NS = 5_000_000_000
+PRODUCING = frozenset({S.EXECUTE, S.HOLDING, S.HELD, S.UNHOLDING, S.SUSPENDING, S.SUSPENDED, S.UNSUSPENDING})
+AT_REST = frozenset({S.STOPPED, S.ABORTED, S.IDLE, S.COMPLETE})
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """What a scan produced: events for the journal, replies to commands, outputs (tag → value) that changed."""
+
+    events: Sequence[AnyEvent]
+    replies: Sequence[Reply]
+    outputs: Mapping[str, Value]
+
+
+@dataclass(slots=True)
+class LineParts:
+    """What a line is composed of; ``stations`` in the order of the product's flow."""
+
+    name: str
+    image: ProcessImage
+    context: ScanContext
+    alarms: AlarmBook
+    line: Station
+    stations: Mapping[str, Station]
+    parameters: ParameterSet
+    recipes: Mapping[str, ControlRecipe]
+    downstream: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    station_of_tag: Mapping[str, str] = field(default_factory=dict)
+    """Station that drives an output tag, for its alarm."""
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+    """Where each PLC is, for its alarm's text."""
+
+
+class LineLogic:
+    """The line's logic with its state. One owner: the scan loop, or the bench."""
+
+    def __init__(self, parts: LineParts, initial_recipe: str | None = None) -> None:
+        self.parts = parts
+        self.name = parts.name
+        self.image, self.context, self.alarms = parts.image, parts.context, parts.alarms
+        self.line, self.stations = parts.line, parts.stations
+        self.parameters, self.recipes = parts.parameters, parts.recipes
+        upstream: dict[str, list[str]] = {n: [] for n in parts.stations}
+        for name, nexts in parts.downstream.items():
+            for n in nexts:
+                upstream[n].append(name)
+        self.upstream: Mapping[str, Sequence[str]] = upstream
+        self.losses = LossLedger(upstream, parts.downstream)
+        self.recipe: ControlRecipe | None = None
+        self.changeover: Changeover | None = None
+        self.last_changeover: Changeover | None = None
+        self.changeovers = 0
+        self.block = ""
+        self.scans = 0
+        self._wanted_recipe = initial_recipe
+        self._link_alarms = {
+            plc: self.alarms.add("", AlarmSpec(f"plc_{plc}", f"PLC {plc} is not connected", priority=3))
+            for plc in self.image.layout.plcs
+        }
+        self._output_alarms: dict[str, tuple[Alarm, set[str]]] = {}
+        self._counted: dict[str, tuple[int, int]] = {}
+        self._product_before = ""
+        self.alarms_on_change(parts)
+        parts.line.start_block = self._line_block
+        for name, station in parts.stations.items():
+            station.start_block = lambda n=name: self._station_block(n)  # type: ignore[misc]
+
+    # --- the scan -----------------------------------------------------------------------------------------
+
+    def scan(self, now_ns: int, utc_ns: int, buffer: InputBuffer, commands: Iterable[Command] = ()) -> ScanResult:
+        """One scan. ``now_ns`` is monotonic, ``utc_ns`` for the record only; ``commands`` as drained."""
+        context = self.context
+        context.now_ns, context.utc_ns, context.events = now_ns, utc_ns, []
+        links, reports = self.image.latch(now_ns, buffer)
+        for link in links:
+            self._link_changed(link)
+        for report in reports:
+            self._written(report)
+        self.line.scan_safety()
+        stations = self.stations.values()
+        for station in stations:
+            station.scan_safety()
+        replies = [self._take(command) for command in commands]
+        self._drive_changeover()
+        self.line.scan_logic()
+        for station in stations:
+            station.scan_logic()
+        if self.line.state is S.ABORTING:  # all stations may have aborted just now: then so has the line
+            self.line.scan_logic()
+        self._count()
+        self.losses.scan(self.line.state in PRODUCING, self.stations, context)
+        self.scans += 1
+        return ScanResult(context.events, replies, self.image.take_outputs())
+
+    @property
+    def product(self) -> str:
+        """What is made now; empty when no recipe is in force."""
+        return self.recipe.product if self.recipe else ""
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether line and stations are all in a state in which nothing moves."""
+        return self.line.state in AT_REST and all(s.state in AT_REST for s in self.stations.values())
+
+    def safe_outputs(self) -> dict[str, Value]:
+        """Every output that has a safe value, with it: what shutdown writes, whatever the states are."""
+        return {
+            station.parts.outputs[point].tag: value
+            for station in self.stations.values()
+            for point, value in station.parts.safe.items()
+        }
+
+    def note(self, text: str) -> Note:
+        """A note for the record, stamped with the last scan's time."""
+        return Note(at=self.context.utc_ns, text=text)
+
+    def restore(self, counts: Mapping[str, CountsChanged], recipe: str | None) -> None:
+        """Go on from a record: counts with the PLC values that they rest on, and the recipe last in force."""
+        for name, counted in counts.items():
+            station = self.stations.get(name)
+            if station is not None and station.parts.tally is not None:
+                totals = {"infeed": counted.infeed, "good": counted.good, "rejected": counted.rejected}
+                station.parts.tally.restore(totals, counted.raw, counted.product)
+                self._product_before = counted.product
+        if recipe in self.recipes:
+            self._wanted_recipe = recipe
+
+    def counts_event(self, name: str) -> CountsChanged | None:
+        """The present counts of a station as an event."""
+        tally = self.stations[name].parts.tally
+        if tally is None:
+            return None
+        return CountsChanged(
+            at=self.context.utc_ns,
+            station=name,
+            product=self.product or self._product_before,
+            in_process=tally.in_process or 0,
+            raw=tally.raw(),
+            **tally.totals,
+        )
+
+    # --- links and outputs ------------------------------------------------------------------------------------
+
+    def _link_changed(self, link: LinkReport) -> None:
+        alarm = self._link_alarms[link.plc]
+        where = self.parts.endpoints.get(link.plc, "")
+        if link.up:
+            self.alarms.clear(alarm)
+        else:
+            place = f" ({where})" if where else ""
+            self.alarms.activate(alarm, f"PLC {link.plc}{place} is not connected: {link.reason}")
+        self.context.events.append(LinkChanged(at=self.context.utc_ns, plc=link.plc, up=link.up, reason=link.reason))
+
+    def _written(self, report: WriteReport) -> None:
+        self.parameters.report(report)
+        station = self.parts.station_of_tag.get(report.tag, "")
+        entry = self._output_alarms.get(station)
+        if report.outcome is Outcome.VERIFIED:
+            if entry is not None:
+                entry[1].discard(report.tag)
+                if not entry[1]:
+                    self.alarms.clear(entry[0])
+            return
+        if entry is None:
+            text = "an output could not be written"
+            entry = (self.alarms.add(station, AlarmSpec("output_failed", text, priority=3)), set())
+            self._output_alarms[station] = entry
+        entry[1].add(report.tag)
+        value = report.value
+        self.alarms.activate(entry[0], f"writing {report.tag} = {value} ended {report.outcome}: {report.reason}")
+        self.context.events.append(
+            OutputFailed(
+                at=self.context.utc_ns,
+                station=station,
+                tag=report.tag,
+                value=value,
+                outcome=report.outcome.value,
+                reason=report.reason,
+            )
+        )
+
+    # --- commands ---------------------------------------------------------------------------------------------
+
+    def _take(self, command: Command) -> Reply:
+        try:
+            done = self._execute(command)
+            reply = Reply(id=command.id, accepted=True, reason=done)
+        except CommandRejected as refused:
+            reply = Reply(id=command.id, accepted=False, reason=str(refused))
+        self.context.events.append(
+            CommandDone(
+                at=self.context.utc_ns,
+                station=command.target,
+                id=command.id,
+                command=command.name,
+                args=command.args,
+                user=command.user,
+                client=command.client,
+                accepted=reply.accepted,
+                reason=reply.reason,
+            )
+        )
+        return reply
+
+    def _execute(self, command: Command) -> str:
+        unit = self.line if command.target == LINE else self.stations.get(command.target)
+        if unit is None:
+            raise CommandRejected(f"there is no station {command.target!r}; there are line, {', '.join(self.stations)}")
+        trigger = COMMAND_BY_NAME.get(command.name)
+        if trigger is not None:
+            before = unit.state
+            if trigger in (T.ABORT, T.STOP) and unit.machine.target(trigger) is None and self._is_there(unit, trigger):
+                return f"{command.target} is already {before.text}"
+            unit.command(trigger, f"by {command.user or 'nobody named'}")
+            return f"{command.target}: {before.text} → {unit.state.text}"
+        if unit is not self.line:
+            raise CommandRejected(
+                f"{command.target} does not know {command.name!r}; PackML commands only, the rest is the line's"
+            )
+        match command.name:
+            case "set_mode":
+                return self._set_mode(str(command.args.get("mode", "")))
+            case "changeover":
+                return self._start_changeover(
+                    str(command.args.get("recipe", "")), bool(command.args.get("start", False))
+                )
+            case "acknowledge":
+                self.alarms.acknowledge(str(command.args.get("alarm", "")), command.user)
+                return "acknowledged"
+            case "acknowledge_all":
+                waiting = [a for a in self.alarms.alarms.values() if not a.acknowledged]
+                for alarm in waiting:
+                    self.alarms.acknowledge(alarm.id, command.user)
+                return f"{len(waiting)} alarms acknowledged"
+        raise CommandRejected(f"the line does not know {command.name!r}")
+
+    @staticmethod
+    def _is_there(unit: Station, trigger: Trigger) -> bool:
+        """Whether a Stop or Abort asks for what already is, so that pressing twice is not an error."""
+        there = {T.STOP: (S.STOPPING, S.STOPPED, S.ABORTING, S.ABORTED), T.ABORT: (S.ABORTING, S.ABORTED)}
+        return unit.state in there[trigger]
+
+    def _set_mode(self, name: str) -> str:
+        units = [self.line, *self.stations.values()]
+        for unit in units:  # all or none: ask everybody first
+            refusal = unit.machine.mode_refusal(name)
+            if refusal:
+                raise CommandRejected(f"{unit.name}: {refusal}")
+        for unit in units:
+            source = unit.machine.mode.name
+            unit.machine.set_mode(name, self.context.now_ns)
+            if source != name:
+                self.context.events.append(
+                    ModeChanged(at=self.context.utc_ns, station=unit.name, source=source, target=name)
+                )
+        return f"unit mode is {name}"
+
+    # --- recipes ----------------------------------------------------------------------------------------------
+
+    def _start_changeover(self, recipe_id: str, start: bool) -> str:
+        new = self.recipes.get(recipe_id)
+        if new is None:
+            known = ", ".join(self.recipes) or "none"
+            raise CommandRejected(f"there is no recipe {recipe_id!r}; recipes are {known}")
+        if self.changeover is not None:
+            now = self.changeover
+            raise CommandRejected(f"changeover {now.number} to {now.new.id} is in progress ({now.step})")
+        state = self.line.state
+        if state not in AT_REST and state not in (S.EXECUTE, S.SUSPENDED):
+            raise CommandRejected(f"a changeover cannot begin while the line is {state.text}")
+        moving = [s.name for s in self.stations.values() if s.state not in AT_REST]
+        if state in AT_REST and moving:
+            raise CommandRejected(f"a changeover needs every station at rest; not so: {', '.join(moving)}")
+        self._begin(new, start=start)
+        return f"changeover {self.changeovers} to {new.id} has begun"
+
+    def _begin(self, new: ControlRecipe, *, start: bool) -> None:
+        self.changeovers += 1
+        self._wanted_recipe = None
+        self.changeover = Changeover(
+            self.changeovers, self.recipe, new, self.line, self.parameters, self.context, start=start
+        )
+
+    def _drive_changeover(self) -> None:
+        if self.changeover is None:
+            self._load_wanted()
+        if self.changeover is None:
+            return
+        before = self.changeover.committed
+        self.changeover.scan()
+        if self.changeover.committed and not before:
+            self._count_all()
+            self.recipe, self.block = self.changeover.recipe, ""
+        if self.changeover.finished:
+            done, self.changeover = self.changeover, None
+            self.last_changeover = done
+            self.recipe = done.recipe
+            self.block = done.block or ("" if done.committed else self.block)
+
+    def _load_wanted(self) -> None:
+        """The recipe to load at start-up, as soon as every PLC that carries a parameter of it is there."""
+        if self._wanted_recipe is None or self.line.state not in AT_REST:
+            return
+        plcs = {self.image.layout.plc_of[p.output.tag] for p in self.parameters.all.values()}
+        if all(self.image.up[p] for p in plcs):
+            self._begin(self.recipes[self._wanted_recipe], start=False)
+
+    def _line_block(self) -> str:
+        if self.changeover is not None and not self.changeover.committed:
+            return f"changeover to {self.changeover.new.id} is in progress ({self.changeover.step})"
+        if self.block:
+            return self.block
+        if self.parameters.all and self.recipe is None:
+            wanted = self._wanted_recipe
+            return f"recipe {wanted} is not loaded yet" if wanted else "no recipe is loaded: change over to one"
+        return ""
+
+    def _station_block(self, name: str) -> str:
+        block = self._line_block()
+        if block:
+            return block
+        differences = self.parameters.differences(name)
+        return f"the recipe is not in force: {'; '.join(differences)}" if differences else ""
+
+    # --- counts and alarms --------------------------------------------------------------------------------------
+
+    def _count(self) -> None:
+        product = self.product or self._product_before
+        now_ns = self.context.now_ns
+        for name, station in self.stations.items():
+            note = station.scan_counts(product)
+            if note:
+                self.context.events.append(Note(at=self.context.utc_ns, station=name, text=note))
+            tally = station.parts.tally
+            if tally is None or not tally.raw():
+                continue
+            generation, last_ns = self._counted.get(name, (-1, -COUNTS_EVERY_NS))
+            resting = station.state in AT_REST
+            if tally.generation != generation and (resting or now_ns - last_ns >= COUNTS_EVERY_NS):
+                self._count_one(name)
+
+    def _count_all(self) -> None:
+        """Close the books of a product: the last counts under its name."""
+        for name in self.stations:
+            self._count_one(name)
+
+    def _count_one(self, name: str) -> None:
+        event = self.counts_event(name)
+        tally = self.stations[name].parts.tally
+        if event is not None and tally is not None:
+            self.context.events.append(event)
+            self._counted[name] = (tally.generation, self.context.now_ns)
+
+    def alarms_on_change(self, parts: LineParts) -> None:
+        """Make every alarm change an event of the scan in progress."""
+
+        def changed(alarm: Alarm, change: Change, user: str) -> None:
+            parts.context.events.append(
+                AlarmChanged(
+                    at=parts.context.utc_ns,
+                    station=alarm.station,
+                    alarm=alarm.id,
+                    change=change,
+                    priority=alarm.spec.priority,
+                    text=alarm.text,
+                    user=user,
+                )
+            )
+
+        parts.alarms.subscribe(changed)

@@ -1,0 +1,119 @@
+"""Recipe parameters of the stations: staging, read-back, and whether the recipe is in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from controller.core.conditions import shown
+from controller.core.image import ProcessImage, WriteReport
+from controller.core.io import Input, Output
+from drivers.port import DataType, Outcome, Value
+
+Key = tuple[str, str]
+"""(station, parameter)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One recipe parameter: the tag that carries it, and optionally the tag that confirms it within ``tolerance``."""
+
+    station: str
+    name: str
+    output: Output[Any]
+    unit: str
+    confirm: Input[Any] | None
+    tolerance: float
+    limit_s: float
+
+    @property
+    def key(self) -> Key:
+        """(station, parameter)."""
+        return self.station, self.name
+
+
+class ParameterSet:
+    """All parameters of the line, and the values that the recipe in force asks for."""
+
+    def __init__(self, image: ProcessImage, parameters: Iterable[Parameter]) -> None:
+        self._image = image
+        self.all: dict[Key, Parameter] = {p.key: p for p in parameters}
+        self.wanted: dict[Key, Value] = {}
+        self._failed: dict[str, WriteReport] = {}
+        self._slots = {p.output.tag: p.output.slot for p in self.all.values()}
+
+    def report(self, report: WriteReport) -> None:
+        """Note how a write of a parameter ended; other tags are ignored."""
+        if report.tag in self._slots:
+            if report.outcome is Outcome.VERIFIED:
+                self._failed.pop(report.tag, None)
+            else:
+                self._failed[report.tag] = report
+
+    def stage(self, values: Mapping[Key, Value]) -> None:
+        """Want these values on the PLCs from this scan on."""
+        for key, value in values.items():
+            self.wanted[key] = value
+            output = self.all[key].output
+            self._failed.pop(output.tag, None)
+            output.set(value)
+
+    def refused(self, keys: Iterable[Key]) -> str:
+        """Which write was rejected, and why; empty if none."""
+        for key in keys:
+            report = self._failed.get(self.all[key].output.tag)
+            if report is not None and report.outcome is Outcome.REJECTED:
+                return f"{report.tag} = {shown(report.value, self.all[key].unit)} was rejected: {report.reason}"
+        return ""
+
+    def difference(self, key: Key, after_ns: int = -1) -> str:
+        """How the PLC's read-back differs from what is wanted; empty when it is in force.
+
+        With ``after_ns`` the reading must have been asked for later than that.
+        """
+        parameter, wanted = self.all[key], self.wanted[key]
+        output, image = parameter.output, self._image
+        where = f"{parameter.station}.{parameter.name}"
+        reason = image.bad[output.slot]
+        if reason is not None:
+            return f"{where} cannot be read back: {output.tag} is BAD: {reason}"
+        actual = image.values[output.slot]
+        if not same(actual, wanted, image.layout.tags[output.slot].type, image.layout.tags[output.slot].resolution):
+            return f"{where} reads {shown(actual, parameter.unit)}, recipe says {shown(wanted, parameter.unit)}"
+        if after_ns >= 0 and image.stamp_of(output.slot) <= after_ns:
+            return f"{where} has not been read back yet"
+        confirm = parameter.confirm
+        if confirm is not None:
+            if not confirm.ok:
+                return f"{where} is not confirmed: {confirm.tag} is BAD: {image.bad[confirm.slot]}"
+            reached = confirm.value
+            if isinstance(wanted, str) or isinstance(reached, str):
+                fits = reached == wanted
+            else:
+                fits = abs(float(reached) - float(wanted)) <= parameter.tolerance + 1e-9
+            if not fits:
+                return (
+                    f"{where}: {confirm.tag} shows {shown(reached, parameter.unit)}, "
+                    f"recipe says {shown(wanted, parameter.unit)}"
+                )
+        return ""
+
+    def differences(self, station: str = "") -> list[str]:
+        """Every parameter (of one station) that is not in force."""
+        keys = [k for k in self.wanted if not station or k[0] == station]
+        return [d for k in keys if (d := self.difference(k))]
+
+    def in_force(self, station: str) -> bool:
+        """Whether every wanted parameter of the station is in force; quick, for every scan."""
+        return not any(k[0] == station and self.difference(k) for k in self.wanted)
+
+
+def same(actual: Value | None, wanted: Value, kind: DataType, resolution: float) -> bool:
+    """Whether a read-back equals what was written, as far as the tag's type can carry it."""
+    if isinstance(actual, str) or isinstance(wanted, str) or actual is None:
+        return actual == wanted
+    a, w = float(actual), float(wanted)
+    if kind is DataType.REAL:
+        return abs(a - w) <= 1e-6 * max(1.0, abs(w))
+    return abs(a - w) <= max(resolution / 2, 1e-9 * max(1.0, abs(w)))

@@ -1,0 +1,164 @@
+"""A station whose PLC runs PackML itself: follow its state, hand it commands, check that both agree.
+
+Commands go through a handshake: ``cntrl_cmd`` is written and read back, then a new ``cmd_id``; the PLC takes the
+command once per id and answers with the id in ``cmd_ack`` and 1 (accepted) or 2 (refused) in ``cmd_result``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.core.behaviour import Behaviour, Settings
+from controller.core.io import IO, Input, Output
+from controller.core.packml import State, Trigger
+from controller.core.sequence import Fail, Progress, Runner, Steps, Until
+
+S, T = State, Trigger
+
+
+class PackmlIO(IO):
+    """PackML state and the command handshake of the PLC (TR88 numbers)."""
+
+    state_current: Input[int]
+    cntrl_cmd: Output[int]
+    cmd_id: Output[int]
+    cmd_ack: Input[int]
+    cmd_result: Input[int]
+
+
+@dataclass(frozen=True, slots=True)
+class PackmlSettings(Settings):
+    """Limits in seconds for the handshake, for an acting state, and for running empty.
+
+    ``forward_suspend``: whether Suspend and Unsuspend are handed on, or are the line's own bookkeeping only.
+    """
+
+    ack_limit_s: float = 3.0
+    limit_s: float = 10.0
+    empty_limit_s: float = 120.0
+    forward_suspend: bool = False
+
+
+FOLLOW = {
+    S.ABORTING: "abort", S.ABORTED: "abort", S.STOPPING: "stop", S.STOPPED: "stop", S.HOLDING: "hold", S.HELD: "hold",
+    S.SUSPENDING: "suspend", S.SUSPENDED: "suspend", S.COMPLETING: "complete", S.COMPLETE: "complete",
+}  # fmt: skip
+"""What our station does when the PLC is found in this state while ours executes."""
+
+
+class PackmlPlc(Behaviour):
+    """The PLC's machine leads inside its acting states; ours waits for it."""
+
+    IO = PackmlIO
+    Settings = PackmlSettings
+    io: PackmlIO
+    settings: PackmlSettings
+
+    _abort: Runner | None = None
+    _complaint = ""
+
+    def clearing(self) -> Steps:
+        """Clear, unless it is cleared already."""
+        yield from self._bring(T.CLEAR, {S.STOPPED}, "abort")
+
+    def resetting(self) -> Steps:
+        """Reset to Idle."""
+        yield from self._bring(T.RESET, {S.IDLE}, "stop")
+
+    def starting(self) -> Steps:
+        """Start to Execute."""
+        yield from self._bring(T.START, {S.EXECUTE}, "abort")
+
+    def completing(self) -> Steps:
+        """Complete; the PLC runs itself empty."""
+        yield from self._bring(T.COMPLETE, {S.COMPLETE}, "stop", self.settings.empty_limit_s)
+
+    def holding(self) -> Steps:
+        """Hold."""
+        yield from self._bring(T.HOLD, {S.HELD}, "abort")
+
+    def unholding(self) -> Steps:
+        """Unhold to Execute."""
+        yield from self._bring(T.UNHOLD, {S.EXECUTE}, "stop")
+
+    def suspending(self) -> Steps:
+        """Suspend, if the PLC is to know."""
+        if self.settings.forward_suspend:
+            yield from self._bring(T.SUSPEND, {S.SUSPENDED}, "abort")
+
+    def unsuspending(self) -> Steps:
+        """Unsuspend, if the PLC is to know."""
+        if self.settings.forward_suspend:
+            yield from self._bring(T.UNSUSPEND, {S.EXECUTE}, "abort")
+
+    def stopping(self) -> Steps:
+        """Stop."""
+        yield from self._bring(T.STOP, {S.STOPPED}, "abort")
+
+    def watch(self, now_ns: int) -> tuple[str, str] | None:
+        """Follow what the PLC did by itself; drive it to Aborted as long as ours is and it is not."""
+        if not self.io.state_current.ok:
+            self._abort = None
+            return None
+        plc = self._plc_state()
+        if plc is None:
+            self._complaint = f"{self.name}: PackML state {self.io.state_current.value} is none of 1..17"
+            return None
+        ours = self.state
+        if ours in (S.ABORTING, S.ABORTED):
+            self._drive_abort(plc, now_ns)
+            return None
+        self._abort = None
+        self._complaint = ""
+        reason = f"its PLC went to {plc.text} by itself"
+        if plc in (S.ABORTING, S.ABORTED) and ours not in (S.CLEARING, S.STOPPED):
+            return "abort", reason
+        if ours in (S.EXECUTE, S.SUSPENDED) and plc in FOLLOW:
+            if ours is S.SUSPENDED and plc in (S.SUSPENDING, S.SUSPENDED):
+                return None
+            return FOLLOW[plc], reason
+        return None
+
+    def complaint(self) -> str:
+        """The PLC does not follow an Abort, or shows a state that does not exist."""
+        return self._complaint
+
+    def _plc_state(self) -> State | None:
+        number = self.io.state_current.value
+        return State(number) if number in State._value2member_map_ else None
+
+    def _drive_abort(self, plc: State, now_ns: int) -> None:
+        if plc in (S.ABORTING, S.ABORTED):
+            self._abort, self._complaint = None, ""
+            return
+        if self._abort is None:
+            self._abort = Runner(self._command(T.ABORT, "abort"))
+        if self._abort.step(now_ns) is not Progress.RUNNING:
+            failure = self._abort.failure
+            self._complaint = failure.text if failure else f"{self.name}: its PLC took Abort but is in {plc.text}"
+            self._abort = None  # and again, until it follows or its link is lost
+
+    def _bring(self, trigger: Trigger, goal: set[State], action: str, limit_s: float | None = None) -> Steps:
+        if self._plc_state() in goal:
+            return
+        yield from self._command(trigger, action)
+        names = " or ".join(s.text for s in goal)
+        yield Until(
+            lambda: self._plc_state() in goal,
+            limit_s or self.settings.limit_s, "plc_does_not_follow", f"{self.name}: its PLC in {names}", action,
+        )  # fmt: skip
+
+    def _command(self, trigger: Trigger, action: str) -> Steps:
+        io, limit = self.io, self.settings.ack_limit_s
+        number = trigger.value
+        # the id follows the PLC's own memory, so that a restarted controller never repeats one
+        cmd_id = max(io.cmd_id.value, io.cmd_ack.value) % 0x7FFF_FFFF + 1
+        io.cntrl_cmd.set(number)
+        what = f"{self.name}: {trigger.text}"
+        yield Until(lambda: io.cntrl_cmd.is_(number), limit, "plc_no_answer", f"{what} read back from its PLC", action)
+        io.cmd_id.set(cmd_id)
+        yield Until(lambda: io.cmd_ack.is_(cmd_id), limit, "plc_no_answer", f"{what} acknowledged by its PLC", action)
+        if not io.cmd_result.is_(1):
+            plc = self._plc_state()
+            state = plc.text if plc else "an unknown state"
+            yield Fail("plc_refused", f"{what} was refused by its PLC in {state}", action)
