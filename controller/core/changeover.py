@@ -103,7 +103,7 @@ class Changeover:
             yield Fail("not_empty", f"product of {self.old.id} is left on the line: {', '.join(left)}; run out first")
         self._tell("staging", f"{len(self.changes)} parameters")
         self._staged = True
-        yield from self._write({c.key: c.new for c in self.changes})
+        yield from self._write({(c.station, c.parameter): c.new for c in self.changes if c.new is not None})
         self._tell("verified", "every station reads back the new recipe")
         self.recipe, self.committed = self.new, True
         self._tell("committed", f"{self.new.id} {self.new.version} is in force")
@@ -112,7 +112,7 @@ class Changeover:
 
     def _back(self) -> Steps:
         self._tell("rolling_back", self._why)
-        known = {c.key: c.old for c in self.changes if c.old is not None}
+        known = {(c.station, c.parameter): c.old for c in self.changes if c.old is not None}
         yield from self._write(known)
         if self.old is None:
             self.recipe = None

@@ -160,6 +160,21 @@ class LineLogic:
         if recipe in self.recipes:
             self._wanted_recipe = recipe
 
+    def line_counts(self) -> dict[str, int]:
+        """Counts of the line: in at its first stations, good at its last, rejected and in process everywhere."""
+        counts = dict.fromkeys(("infeed", "good", "rejected", "in_process"), 0)
+        for name, station in self.stations.items():
+            tally = station.parts.tally
+            if tally is None:
+                continue
+            counts["rejected"] += tally.totals["rejected"]
+            counts["in_process"] += tally.in_process or 0
+            if not self.upstream[name]:
+                counts["infeed"] += tally.totals["infeed"]
+            if not self.parts.downstream.get(name):
+                counts["good"] += tally.totals["good"]
+        return counts
+
     def counts_event(self, name: str) -> CountsChanged | None:
         """The present counts of a station as an event."""
         tally = self.stations[name].parts.tally

@@ -66,6 +66,10 @@ class LossLedger:
                     continue
             return name
 
+    def caused_by(self, name: str) -> int:
+        """Nanoseconds that all stations lost through ``name``, ended stops only."""
+        return sum(lost for (_, cause), lost in self.lost_ns.items() if cause == name)
+
     def _end(self, name: str, context: ScanContext) -> None:
         stop = self._open.pop(name)
         lost = context.now_ns - stop.started_ns

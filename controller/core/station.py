@@ -76,6 +76,7 @@ class Parts:
     outputs: Mapping[str, Output[Any]] = field(default_factory=dict)
     tally: Tally | None = None
     mach_speed: float | None = None
+    description: str = ""
 
 
 class Station:
