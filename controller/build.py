@@ -13,8 +13,8 @@ from typing import Any
 
 from controller.config import model
 from controller.config.kinds import KindInfo, PointInfo, PointType
-from controller.config.load import LineConfig
-from controller.core import expr, packml
+from controller.config.line import LineConfig
+from controller.core import packml
 from controller.core.accounting import CountSlots, Tally
 from controller.core.alarms import PRIORITIES, AlarmBook, AlarmSpec
 from controller.core.behaviour import Behaviour
@@ -139,10 +139,16 @@ class _Builder:
 
     def _station(self, name: str, config: model.Station) -> Station:
         behaviour, io_tags = self._behaviour(name, config)
-        outputs = self._outputs(name, config, behaviour, io_tags)
+        outputs = self._outputs(name, config, behaviour)
         for output in outputs.values():
             self.station_of_tag[output.tag] = name
-        safe = {p: False for p, o in outputs.items() if self.layout.tags[o.slot].type is DataType.BOOL}
+        points = {output.tag: point for point, output in outputs.items()}
+        safe: dict[str, Value] = {
+            p: False for p, o in outputs.items() if self.layout.tags[o.slot].type is DataType.BOOL
+        }
+        for key, value in config.safe.items():
+            tag = self.config.tag_of(name, key)
+            safe[points[tag]] = self._typed(tag, value)
         interlocks = [self._link_interlock(plc) for plc in self._plcs_of(name, config, io_tags)]
         interlocks += [self._interlock(n, i.require, i.otherwise, i.text) for n, i in config.interlocks.items()]
         parts = Parts(
@@ -152,7 +158,7 @@ class _Builder:
             starved=self._condition(config.starved) if config.starved else None,
             blocked=self._condition(config.blocked) if config.blocked else None,
             suspend_delay_ns=config.suspend_delay_ms * MS,
-            safe={**safe, **config.safe},
+            safe=safe,
             outputs=outputs,
             tally=self._tally(config.counts),
             mach_speed=config.mach_speed,
@@ -173,13 +179,12 @@ class _Builder:
         settings = kind.Settings(**{k: v for k, v in config.settings.items() if k in known})
         return kind(name, kind.IO(self.image, tags), settings), tags
 
-    def _outputs(
-        self, name: str, config: model.Station, behaviour: Behaviour, io_tags: Mapping[str, str]
-    ) -> dict[str, Output[Any]]:
+    def _outputs(self, name: str, config: model.Station, behaviour: Behaviour) -> dict[str, Output[Any]]:
         if isinstance(behaviour.io, IO):
             return dict(behaviour.io.outputs)
-        named = [t for steps in config.sequences.values() for s in steps if isinstance(s, model.Set) for t in s.set]
-        return {t.split(".", 1)[1]: self._output(t) for t in dict.fromkeys([*config.outputs, *named])}
+        steps = [s for steps in config.sequences.values() for s in steps if isinstance(s, model.Set)]
+        named = [self.config.tag_of(name, target) for step in steps for target in step.set]
+        return {t.split(".", 1)[1]: Output(self.image, t) for t in dict.fromkeys([*config.outputs, *named])}
 
     def _plcs_of(self, name: str, config: model.Station, io_tags: Mapping[str, str]) -> list[str]:
         tags = [t for t in self.layout.slots if t.startswith(f"{name}.")] + list(io_tags.values())
@@ -233,7 +238,7 @@ class _Builder:
 
     def _parameter(self, station: str, name: str, config: model.Parameter) -> None:
         confirm: Input[Any] | None = Input(self.image, config.confirm) if config.confirm else None
-        output = self._output(config.tag)
+        output: Output[Any] = Output(self.image, config.tag)
         self.station_of_tag[config.tag] = station
         unit = config.unit or self.layout.tags[output.slot].unit
         self.parameters.append(Parameter(station, name, output, unit, confirm, config.tolerance, config.limit_s))
@@ -258,7 +263,8 @@ class _Builder:
         made: list[Step] = []
         for step in steps:
             if isinstance(step, model.Set):
-                made.append(SetStep(tuple((self._output(t), self._typed(t, v)) for t, v in step.set.items())))
+                targets = [(self.config.tag_of(station, t), v) for t, v in step.set.items()]
+                made.append(SetStep(tuple((Output(self.image, t), self._typed(t, v)) for t, v in targets)))
             elif isinstance(step, model.Delay):
                 made.append(Delay(step.delay_s))
             else:
@@ -269,9 +275,6 @@ class _Builder:
 
     # --- tags and conditions --------------------------------------------------------------------------------
 
-    def _output(self, tag: str) -> Output[Any]:
-        return Output(self.image, tag)
-
     def _typed(self, tag: str, value: Value) -> Value:
         """A value from YAML in the tag's own type, so that the read-back compares equal."""
         spec = self.layout.tags[self.layout.slots[tag]]
@@ -279,9 +282,5 @@ class _Builder:
         return float(value) if whole and (spec.scaled or spec.type in (DataType.REAL, DataType.LREAL)) else value
 
     def _condition(self, text: str) -> Condition:
-        parsed = expr.parse(text)
-        by_name = {t.name: t for t in self.layout.tags}
-        test = parsed.compile(
-            self.layout.slots, lambda name: expr.TagInfo.of(by_name[name]) if name in by_name else None
-        )
-        return Condition(self.image, text, test, parsed.tags)
+        parsed = self.config.exprs[text]
+        return Condition(self.image, text, parsed.compile(self.layout.slots), parsed.tags)

@@ -172,8 +172,8 @@ class WriteOutcome:
 class FieldBusError(Exception):
     """The plant's fault: a cable, a PLC, a gateway. Carries where, what and what to look at next."""
 
-    def __init__(self, plc: str, what: str, *, where: str = "", hint: str = "") -> None:
-        self.plc, self.what, self.where, self.hint = plc, what, where, hint
+    def __init__(self, plc: str, what: str, *, where: str = "", hint: str = "", timed_out: bool = False) -> None:
+        self.plc, self.what, self.where, self.hint, self.timed_out = plc, what, where, hint, timed_out
         place = f"{plc} ({where})" if where else plc
         super().__init__(f"{place}: {what}" + (f"; {hint}" if hint else ""))
 
@@ -184,6 +184,13 @@ class LinkDown(FieldBusError):
 
 class DeviceRefused(FieldBusError):
     """The device answered, and said no (a Modbus exception code, an OPC UA Bad service result)."""
+
+
+class ExchangeFailed(FieldBusError):
+    """One exchange failed on a bus that survives it (RTU: no answer, noise): nothing was read, go on.
+
+    A driver that keeps failing turns this into :class:`LinkDown` by itself.
+    """
 
 
 class Driver(Protocol):
@@ -209,7 +216,11 @@ class Driver(Protocol):
         """Open the connection. Raises :class:`LinkDown`."""
 
     async def read(self, group: int, timeout_s: float) -> Reading:
-        """Read one group. Raises :class:`LinkDown` (then close) or :class:`DeviceRefused` (connection is sound)."""
+        """Read one group; ``timeout_s`` bounds each request on the wire.
+
+        Raises :class:`LinkDown` (then close), or, with the connection still sound, :class:`DeviceRefused` or
+        :class:`ExchangeFailed`.
+        """
 
     async def write(self, tag: str, value: Value, timeout_s: float) -> WriteOutcome:
         """Write one tag and verify it. Never re-sends. Raises nothing but ``CancelledError``."""

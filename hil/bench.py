@@ -17,7 +17,8 @@ from typing import Protocol
 import msgspec
 
 from controller.build import build_line, kind_infos
-from controller.config.load import LineConfig, load
+from controller.config.line import LineConfig
+from controller.config.load import load
 from controller.core.commands import Command, Reply
 from controller.core.events import AnyEvent
 from controller.core.image import InputBuffer, LinkReport, WriteReport
@@ -176,7 +177,9 @@ class BenchLink:
             for n, due in enumerate(self._due):
                 if due <= now_ns or not self._up:
                     values, bad = self._memory.read(n)
-                    self._due[n] = now_ns + self._periods[n] - (now_ns - due if due and self._up else 0) % self._periods[n]
+                    self._due[n] = (
+                        now_ns + self._periods[n] - (now_ns - due if due and self._up else 0) % self._periods[n]
+                    )
                     reading = Reading(values, now_ns, bad)
                     if self._up:
                         self._buffer.put(self.name, n, reading)
@@ -233,7 +236,9 @@ class Bench:
         groups = {name: memory.groups for name, memory in memories.items()}
         self.logic, self.buffer = build_line(self.config, groups)
         self.links = [BenchLink(name, memory, self.config, self.buffer) for name, memory in memories.items()]
-        self._link_of = {tag: link for link in self.links for tag, plc in self.config.tag_plc.items() if plc == link.name}
+        self._link_of = {
+            tag: link for link in self.links for tag, plc in self.config.tag_plc.items() if plc == link.name
+        }
         self.now_ns = 0
         self._commands: list[Command] = []
         self._number = 0
@@ -250,7 +255,9 @@ class Bench:
     def command(self, target: str, name: str, user: str = "operator", **args: str | int | float | bool) -> None:
         """Queue a command for the next scan."""
         self._number += 1
-        self._commands.append(Command(id=str(self._number), target=target, name=name, args=args, user=user, client="bench"))
+        self._commands.append(
+            Command(id=str(self._number), target=target, name=name, args=args, user=user, client="bench")
+        )
 
     def step(self) -> ScanResult:
         """One scan period."""
@@ -309,8 +316,8 @@ class Shift:
             bench.command("line", "start")
         elif state is State.EXECUTE:
             if self._mend is None:
-                for name, station in logic.stations.items():
-                    if station.state is State.HELD:
+                for name, unit in logic.stations.items():
+                    if unit.state is State.HELD:
                         bench.command(name, "unhold", user="technician")
             if not self._changed and now_ns > self._length_ns // 2 and len(logic.recipes) > 1 and logic.recipe:
                 self._changed = True

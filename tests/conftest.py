@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 
-@pytest_asyncio.fixture(autouse=True)
-async def no_task_left_behind(request: object) -> AsyncIterator[None]:
+@pytest.fixture(autouse=True)
+def leaks_fail(request: pytest.FixtureRequest) -> None:
+    """Watch every asynchronous test."""
+    function = getattr(request, "function", None)
+    if inspect.iscoroutinefunction(
+        getattr(function, "hypothesis", None) and function.hypothesis.inner_test or function
+    ):
+        request.getfixturevalue("no_task_left_behind")
+
+
+@pytest_asyncio.fixture
+async def no_task_left_behind() -> AsyncIterator[None]:
     """A task that outlives its test fails it: whoever starts one has to end it."""
     before = asyncio.all_tasks()
     yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from drivers.port import DataType, WordOrder
 
@@ -206,7 +206,22 @@ class Delay(Model):
     delay_s: float = Field(gt=0, le=86_400)
 
 
-Step = Set | Wait | Delay
+def _step_kind(value: object) -> str | None:
+    """Which step a mapping is, by the key that only that step has: one clear error instead of three."""
+    if isinstance(value, dict):
+        return next((kind for key, kind in _STEPS.items() if key in value), None)
+    return type(value).__name__
+
+
+_STEPS = {"set": "Set", "wait": "Wait", "delay_s": "Delay"}
+Step = Annotated[
+    Annotated[Set, Tag("Set")] | Annotated[Wait, Tag("Wait")] | Annotated[Delay, Tag("Delay")],
+    Discriminator(
+        _step_kind,
+        custom_error_type="step_kind",
+        custom_error_message="a step is one of set: {…}, wait: {…} or delay_s: …",
+    ),
+]
 ActingState = Literal[
     "clearing", "starting", "execute", "stopping", "aborting", "holding", "unholding", "suspending",
     "unsuspending", "resetting", "completing",

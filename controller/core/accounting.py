@@ -74,9 +74,9 @@ class Tally:
         self.generation = 0
 
     def scan(self, product: str) -> str:
-        """Take this scan's counters. Returns a note when a counter restarted at zero, else an empty text."""
+        """Take this scan's counters. Returns a note of those that restarted at zero, else an empty text."""
         values, bad = self._image.values, self._image.bad
-        note = ""
+        notes: list[str] = []
         for key, slot, counter in self._counters:
             raw = values[slot]
             if bad[slot] is not None or raw == counter.raw:
@@ -86,7 +86,7 @@ class Tally:
             added = counter.take(raw)
             if counter.restarts != before:
                 name = self._image.layout.tags[slot].name
-                note = f"{name} went back from {old} to {raw}: the PLC restarted it; counted {raw} since"
+                notes.append(f"{name} went back from {old} to {raw}: the PLC restarted it; counted {raw} since")
             if added:
                 self.totals[key] += added
                 self.products.setdefault(product, dict.fromkeys(self.KEYS, 0))[key] += added
@@ -96,7 +96,7 @@ class Tally:
             now_in = values[slot_in]
             assert isinstance(now_in, int)
             self.in_process = now_in
-        return note
+        return "; ".join(notes)
 
     def raw(self) -> dict[str, int]:
         """The PLC values that the totals rest on."""

@@ -113,6 +113,10 @@ class AlarmBook:
         self.alarms[alarm.id] = alarm
         return alarm
 
+    def get(self, station: str, spec: AlarmSpec) -> Alarm:
+        """The alarm of that name, as declared; one that nobody declared is defined now."""
+        return self.alarms.get(Alarm(station, spec).id) or self.add(station, spec)
+
     def evaluate(self, alarm: Alarm, condition: bool | None, now_ns: int) -> bool:
         """Feed the condition of this scan. Returns whether the alarm became active just now."""
         change = alarm.due(condition, now_ns)

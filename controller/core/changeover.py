@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from controller.core.commands import CommandRejected
 from controller.core.coordination import LineBehaviour
 from controller.core.events import ChangeoverChanged
 from controller.core.packml import State, Trigger
@@ -11,7 +12,7 @@ from controller.core.parameters import Key, ParameterSet
 from controller.core.sequence import Fail, Progress, Runner, Steps, Until
 from controller.core.station import ScanContext, Station
 from drivers.port import Value
-from recipes import Change, ControlRecipe, plan
+from recipes.model import Change, ControlRecipe, plan
 
 S, T = State, Trigger
 
@@ -54,14 +55,16 @@ class Changeover:
 
     def scan(self) -> None:
         """One step."""
-        progress = self._runner.step(self._context.now_ns)
-        if progress is Progress.RUNNING:
-            return
-        if progress is Progress.DONE:
-            self.finished = True
-            return
-        assert self._runner.failure is not None
-        text = self._runner.failure.text
+        try:
+            progress = self._runner.step(self._context.now_ns)
+        except CommandRejected as refused:  # the line did not take its Complete, Reset or Start
+            text = str(refused)
+        else:
+            if progress is not Progress.FAILED:
+                self.finished = progress is Progress.DONE
+                return
+            assert self._runner.failure is not None
+            text = self._runner.failure.text
         self._runner.close()
         if self.committed:  # the recipe is in force; only the start after it failed, and the line's own alarm tells why
             self.finished = True
@@ -103,7 +106,7 @@ class Changeover:
             yield Fail("not_empty", f"product of {self.old.id} is left on the line: {', '.join(left)}; run out first")
         self._tell("staging", f"{len(self.changes)} parameters")
         self._staged = True
-        yield from self._write({(c.station, c.parameter): c.new for c in self.changes if c.new is not None})
+        yield from self._write(self.new.values)  # all of it: what a PLC has lost meanwhile is no change of recipe
         self._tell("verified", "every station reads back the new recipe")
         self.recipe, self.committed = self.new, True
         self._tell("committed", f"{self.new.id} {self.new.version} is in force")
@@ -112,8 +115,8 @@ class Changeover:
 
     def _back(self) -> Steps:
         self._tell("rolling_back", self._why)
-        known = {(c.station, c.parameter): c.old for c in self.changes if c.old is not None}
-        yield from self._write(known)
+        if self.old is not None:
+            yield from self._write(self.old.values)
         if self.old is None:
             self.recipe = None
             self.block = f"loading {self.new.id} failed: {self._why}; no recipe is in force; repair, then load again"

@@ -1,7 +1,7 @@
 """Commands into the scan, their answers, and the queue between.
 
-Everything that crosses into the scan is queued and bounded. Abort and Stop have a lane of their own: it
-holds at most one entry per (target, command), so it always fits and cannot be lost, and it is drained first.
+Everything that crosses into the scan is queued and bounded. Abort and Stop have a lane of their own, with room
+for every target, so that they always fit and cannot be lost; it is drained first.
 """
 
 from __future__ import annotations
@@ -57,23 +57,30 @@ class CommandQueue:
         """Queue a command. Returns ``None`` when queued, or a refusal when the queue is full.
 
         A Stop or Abort that repeats one already waiting joins it: both get the same answer, and at most 64
-        such requests per key are kept, the rest being answered at once as already pending.
+        such requests per key are kept, the rest being answered at once as already pending. Of targets other than
+        the line, as many as the limit may wait; more can only be names that do not exist.
         """
         if command.name in ("abort", "stop"):
-            waiting = self._urgent.setdefault((command.name, command.target), [])
+            key = (command.name, command.target)
+            if key not in self._urgent and len(self._urgent) >= self._limit and command.target != LINE:
+                return self._refuse(command)
+            waiting = self._urgent.setdefault(key, [])
             if len(waiting) < 64:
                 waiting.append(command)
                 return None
             return Reply(id=command.id, accepted=True, reason=f"{command.name} is already on its way to the next scan")
         if len(self._normal) >= self._limit:
-            self.refused += 1
-            return Reply(
-                id=command.id,
-                accepted=False,
-                reason=f"{self._limit} commands are already waiting for the next scan; try again in a second",
-            )
+            return self._refuse(command)
         self._normal.append(command)
         return None
+
+    def _refuse(self, command: Command) -> Reply:
+        self.refused += 1
+        return Reply(
+            id=command.id,
+            accepted=False,
+            reason=f"{self._limit} commands are already waiting for the next scan; try again in a second",
+        )
 
     def drain(self) -> list[Command]:
         """All that waits: aborts first, then stops, then the rest in order of arrival."""

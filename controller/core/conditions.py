@@ -23,6 +23,7 @@ class Condition:
         self._slots = [image.layout.slots[t] for t in tags]
 
     def __call__(self) -> bool | None:
+        """Whether it holds in this scan."""
         return self._test(self._values, self._bad)
 
     def why(self) -> str:
@@ -88,6 +89,7 @@ class Debounce:
         self.value = False
 
     def __call__(self, now: bool | None, now_ns: int) -> bool:
+        """The delayed value, given the condition of this scan; an unknown one keeps it and restarts the delay."""
         if now is None or now == self.value:
             self._since_ns = None
         else:

@@ -42,8 +42,6 @@ class LineBehaviour(Behaviour):
     def __init__(self, name: str, settings: LineSettings, stations: Sequence[Station]) -> None:
         super().__init__(name, None, settings)
         self.stations = tuple(stations)
-        self.expected: frozenset[str] = frozenset()
-        """Stations that were running when the line last reached Execute."""
 
     # --- acting states -----------------------------------------------------------------------------------
 
@@ -64,11 +62,6 @@ class LineBehaviour(Behaviour):
     def starting(self) -> Steps:
         """Start from the last station to the first."""
         yield from self._bring_up()
-
-    def execute(self) -> Steps:
-        """Remember who runs, for :meth:`watch`."""
-        self.expected = frozenset(s.name for s in self.stations if s.state in RUNNING)
-        yield None
 
     def completing(self) -> Steps:
         """Run-out: each station completes when all before it have, and it is empty."""
@@ -126,13 +119,15 @@ class LineBehaviour(Behaviour):
     def obstacles(self, trigger: Trigger) -> list[str]:
         """Every station's own obstacles, and stations in a state from which the line cannot take them along."""
         against: list[str] = []
+        shared: dict[str, list[str]] = {}  # what several stations say alike is said once
         for station in self.stations:
             name, state = station.name, station.state
+            given: list[str] = []
             if trigger is T.CLEAR and state is S.ABORTED:
-                against += [f"{name}: {o}" for o in station.obstacles(T.CLEAR)]
+                given = station.obstacles(T.CLEAR)
             elif trigger is T.RESET:
                 if state in (S.STOPPED, S.COMPLETE):
-                    against += [f"{name}: {o}" for o in station.obstacles(T.RESET)]
+                    given = station.obstacles(T.RESET)
                 elif state is not S.IDLE:
                     against.append(f"{name} is {state.text}" + _remedy(state))
             elif trigger in (T.START, T.UNHOLD):
@@ -141,16 +136,16 @@ class LineBehaviour(Behaviour):
                 if state not in fit:
                     against.append(f"{name} is {state.text}" + _remedy(state))
                 elif state not in RUNNING:
-                    against += [f"{name}: {o}" for o in station.obstacles(wanted)]
-        return against
+                    given = station.obstacles(wanted)
+            for text in given:
+                shared.setdefault(text, []).append(name)
+        return against + [f"{', '.join(names)}: {text}" for text, names in shared.items()]
 
     def watch(self, now_ns: int) -> tuple[str, str] | None:
         """A station that left the running line makes the line hold, stop or abort, as configured."""
         if self.state not in LINE_RUNNING:
             return None
         for station in self.stations:
-            if self.state in (S.EXECUTE, S.SUSPENDED) and station.name not in self.expected:
-                continue
             if station.state in (S.ABORTING, S.ABORTED, S.STOPPING, S.STOPPED):
                 action = self.settings.on_station_abort
                 if self.state in (S.STARTING, S.UNHOLDING) and station.state in (S.STOPPED, S.ABORTED):

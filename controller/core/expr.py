@@ -46,7 +46,7 @@ MAX_DEPTH = 40
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 _TAG = re.compile(r"[a-z][a-z0-9_]{0,39}\.[a-z][a-z0-9_]{0,39}")
-_UNIT = re.compile(r"\s*(1/[a-z]+|[A-Za-z%‰°℃µμ·³]+(?:/[A-Za-z³]+)?(?![\w.]))")
+_UNIT = re.compile(r"\s*(1/[a-z]+|[A-Za-z%‰°℃µμ·³]+(?:/[A-Za-z³][A-Za-z0-9³]*)?(?![\w.(]))")
 _UNIT_ALONE = re.compile(r"\s*([A-Za-z%‰°℃µμ·³][A-Za-z%‰°℃µμ·³0-9]*)(?![\w.])")
 _OPERATOR = re.compile(r"==|!=|<=|>=|[<>+\-*/(),]")
 _INSTEAD = {
@@ -158,7 +158,7 @@ def _number(text: str, match: re.Match[str], column: int) -> tuple[_Token, int]:
     found = unit.group(1) if unit else ""
     if unit and found in UNITS:
         return _Token("number", digits, column, value, canonical(found)), unit.end()
-    alone = _UNIT_ALONE.match(text, at)
+    alone = None if "/" in found else _UNIT_ALONE.match(text, at)
     symbol = alone.group(1) if alone else found
     if alone and symbol in UNITS:
         return _Token("number", digits, column, value, canonical(symbol)), alone.end()

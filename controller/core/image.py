@@ -127,10 +127,11 @@ class ProcessImage:
         links: list[LinkReport] = []
         if buffer.links:
             for report in buffer.links.values():
+                if not report.up and (self.up[report.plc] or not self.down_since[report.plc]):
+                    self.down_since[report.plc] = now_ns
                 self.up[report.plc] = report.up
                 self.down_reason[report.plc] = report.reason
                 if not report.up:
-                    self.down_since[report.plc] = now_ns
                     self._lose(report.plc, report.reason, now_ns)
                 links.append(report)
             buffer.links.clear()
@@ -160,8 +161,12 @@ class ProcessImage:
         raise IndexError(slot)
 
     def write(self, slot: int, value: Value) -> None:
-        """Want ``value`` on an output from this scan on."""
-        if self.out[slot] != value or type(self.out[slot]) is not type(value):
+        """Want ``value`` on an output from this scan on.
+
+        It is told to the PLC when it is new, and again when the PLC reads back something else.
+        """
+        elsewhere = self.bad[slot] is None and self.values[slot] != value
+        if elsewhere or self.out[slot] != value or type(self.out[slot]) is not type(value):
             self.out[slot] = value
             self.changed_out[slot] = value
 
@@ -199,7 +204,7 @@ class ProcessImage:
         for slot in range(group.first, group.first + len(group.tags)):
             if self.bad[slot] is None:
                 self.since[slot] = now_ns
-                self.bad[slot] = reason
+            self.bad[slot] = reason
 
     def _lose(self, plc: str, reason: str, now_ns: int) -> None:
         for n, group in enumerate(self.layout.groups):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from controller.core.alarms import Alarm, AlarmBook, AlarmSpec, Change
 from controller.core.changeover import Changeover
 from controller.core.commands import LINE, Command, CommandRejected, Reply
-from controller.core.coordination import LineBehaviour
 from controller.core.events import (
     AlarmChanged,
     AnyEvent,
@@ -30,7 +30,7 @@ from controller.core.packml import COMMAND_BY_NAME, State, Trigger
 from controller.core.parameters import ParameterSet
 from controller.core.station import ScanContext, Station
 from drivers.port import Outcome, Value
-from recipes import ControlRecipe
+from recipes.model import ControlRecipe
 
 S, T = State, Trigger
 COUNTS_EVERY_NS = 5_000_000_000
@@ -96,9 +96,9 @@ class LineLogic:
         self._counted: dict[str, tuple[int, int]] = {}
         self._product_before = ""
         self.alarms_on_change(parts)
-        parts.line.start_block = self._line_block
+        parts.line.line_block = self._line_block
         for name, station in parts.stations.items():
-            station.start_block = lambda n=name: self._station_block(n)  # type: ignore[misc]
+            station.line_block = partial(self._station_block, name)
 
     # --- the scan -----------------------------------------------------------------------------------------
 
@@ -113,7 +113,10 @@ class LineLogic:
             self._written(report)
         self.line.scan_safety()
         stations = self.stations.values()
+        emergency = self.line.lost() if self.scans else ""
         for station in stations:
+            if emergency:  # whatever state the line is in: a station may run on its own
+                station.trip("abort", emergency)
             station.scan_safety()
         replies = [self._take(command) for command in commands]
         self._drive_changeover()
@@ -213,7 +216,7 @@ class LineLogic:
             return
         if entry is None:
             text = "an output could not be written"
-            entry = (self.alarms.add(station, AlarmSpec("output_failed", text, priority=3)), set())
+            entry = (self.alarms.get(station, AlarmSpec("output_failed", text, priority=3)), set())
             self._output_alarms[station] = entry
         entry[1].add(report.tag)
         value = report.value
@@ -259,9 +262,11 @@ class LineLogic:
         trigger = COMMAND_BY_NAME.get(command.name)
         if trigger is not None:
             before = unit.state
+            reason = f"by {command.user or 'nobody named'}"
             if trigger in (T.ABORT, T.STOP) and unit.machine.target(trigger) is None and self._is_there(unit, trigger):
-                return f"{command.target} is already {before.text}"
-            unit.command(trigger, f"by {command.user or 'nobody named'}")
+                also = self._command_all(trigger, f"line {trigger.text} {reason}") if unit is self.line else ""
+                return f"{command.target} is already {before.text}{also}"
+            unit.command(trigger, reason)
             return f"{command.target}: {before.text} → {unit.state.text}"
         if unit is not self.line:
             raise CommandRejected(
@@ -271,9 +276,10 @@ class LineLogic:
             case "set_mode":
                 return self._set_mode(str(command.args.get("mode", "")))
             case "changeover":
-                return self._start_changeover(
-                    str(command.args.get("recipe", "")), bool(command.args.get("start", False))
-                )
+                start = command.args.get("start", False)
+                if not isinstance(start, bool):
+                    raise CommandRejected(f"changeover: start is true or false, not {start!r}")
+                return self._start_changeover(str(command.args.get("recipe", "")), start)
             case "acknowledge":
                 self.alarms.acknowledge(str(command.args.get("alarm", "")), command.user)
                 return "acknowledged"
@@ -289,6 +295,15 @@ class LineLogic:
         """Whether a Stop or Abort asks for what already is, so that pressing twice is not an error."""
         there = {T.STOP: (S.STOPPING, S.STOPPED, S.ABORTING, S.ABORTED), T.ABORT: (S.ABORTING, S.ABORTED)}
         return unit.state in there[trigger]
+
+    def _command_all(self, trigger: Trigger, reason: str) -> str:
+        """Stop or Abort of a line that stands already still reaches stations that run on their own."""
+        if self.line.state is S.STOPPING:  # it is stopping them in order
+            return ""
+        told = [s for s in self.stations.values() if s.machine.target(trigger) is not None]
+        for station in told:
+            station.command(trigger, reason)
+        return f"; {trigger.text} given to {', '.join(s.name for s in told)}" if told else ""
 
     def _set_mode(self, name: str) -> str:
         units = [self.line, *self.stations.values()]
@@ -355,7 +370,12 @@ class LineLogic:
         if all(self.image.up[p] for p in plcs):
             self._begin(self.recipes[self._wanted_recipe], start=False)
 
-    def _line_block(self) -> str:
+    def _line_block(self, trigger: Trigger) -> str:
+        if trigger in (T.CLEAR, T.RESET):
+            return ""
+        running_out = self.changeover is not None and self.changeover.step == "running_out"
+        if running_out and trigger is T.UNSUSPEND:  # a station that stood starved has to resume to run empty
+            return ""
         if self.changeover is not None and not self.changeover.committed:
             return f"changeover to {self.changeover.new.id} is in progress ({self.changeover.step})"
         if self.block:
@@ -365,9 +385,9 @@ class LineLogic:
             return f"recipe {wanted} is not loaded yet" if wanted else "no recipe is loaded: change over to one"
         return ""
 
-    def _station_block(self, name: str) -> str:
-        block = self._line_block()
-        if block:
+    def _station_block(self, name: str, trigger: Trigger) -> str:
+        block = self.line.lost() or self._line_block(trigger)
+        if block or trigger in (T.CLEAR, T.RESET):
             return block
         differences = self.parameters.differences(name)
         return f"the recipe is not in force: {'; '.join(differences)}" if differences else ""
@@ -405,6 +425,8 @@ class LineLogic:
         """Make every alarm change an event of the scan in progress."""
 
         def changed(alarm: Alarm, change: Change, user: str) -> None:
+            if change == "active":
+                alarm.since_utc = parts.context.utc_ns
             parts.context.events.append(
                 AlarmChanged(
                     at=parts.context.utc_ns,

@@ -15,6 +15,8 @@ from controller.core.packml import State
 from controller.core.station import ScanContext, Station
 
 S = State
+RECORD_NS = 2_000_000_000
+"""Shorter stops count as lost time but are not recorded one by one."""
 
 
 @dataclass(slots=True)
@@ -75,6 +77,8 @@ class LossLedger:
         lost = context.now_ns - stop.started_ns
         key = (name, stop.cause)
         self.lost_ns[key] = self.lost_ns.get(key, 0) + lost
+        if lost < RECORD_NS:
+            return
         context.events.append(
             StopRecorded(
                 at=context.utc_ns,

@@ -249,7 +249,8 @@ class Machine:
         in_table = self._table[self.state].get(trigger)
         possible = ", ".join(t.text for t in self.possible()) or "nothing but waiting"
         if in_table is not None:
-            return f"{trigger.text} is not possible: mode {self.mode.name} has no {in_table.text}; possible now: {possible}"
+            why = f"mode {self.mode.name} has no {in_table.text}"
+            return f"{trigger.text} is not possible in {self.state.text}: {why}; possible now: {possible}"
         return f"{trigger.text} is not possible in {self.state.text}; possible now: {possible}"
 
     def fire(self, trigger: Trigger, now_ns: int) -> State:

@@ -41,11 +41,12 @@ class ParameterSet:
         self.all: dict[Key, Parameter] = {p.key: p for p in parameters}
         self.wanted: dict[Key, Value] = {}
         self._failed: dict[str, WriteReport] = {}
-        self._slots = {p.output.tag: p.output.slot for p in self.all.values()}
+        self._of_tag = {p.output.tag: p.key for p in self.all.values()}
 
     def report(self, report: WriteReport) -> None:
-        """Note how a write of a parameter ended; other tags are ignored."""
-        if report.tag in self._slots:
+        """Note how a write of a parameter ended; other tags, and values no longer wanted, are ignored."""
+        key = self._of_tag.get(report.tag)
+        if key is not None and report.value == self.wanted.get(key):
             if report.outcome is Outcome.VERIFIED:
                 self._failed.pop(report.tag, None)
             else:
@@ -60,10 +61,10 @@ class ParameterSet:
             output.set(value)
 
     def refused(self, keys: Iterable[Key]) -> str:
-        """Which write was rejected, and why; empty if none."""
+        """Which write was rejected, and why; empty if none, or if what was to be written is there all the same."""
         for key in keys:
             report = self._failed.get(self.all[key].output.tag)
-            if report is not None and report.outcome is Outcome.REJECTED:
+            if report is not None and report.outcome is Outcome.REJECTED and self.difference(key):
                 return f"{report.tag} = {shown(report.value, self.all[key].unit)} was rejected: {report.reason}"
         return ""
 
@@ -113,7 +114,9 @@ def same(actual: Value | None, wanted: Value, kind: DataType, resolution: float)
     """Whether a read-back equals what was written, as far as the tag's type can carry it."""
     if isinstance(actual, str) or isinstance(wanted, str) or actual is None:
         return actual == wanted
-    a, w = float(actual), float(wanted)
-    if kind is DataType.REAL:
-        return abs(a - w) <= 1e-6 * max(1.0, abs(w))
-    return abs(a - w) <= max(resolution / 2, 1e-9 * max(1.0, abs(w)))
+    if resolution:
+        return abs(float(actual) - float(wanted)) <= resolution / 2
+    if kind not in (DataType.REAL, DataType.LREAL):
+        return actual == wanted
+    share = 1e-6 if kind is DataType.REAL else 1e-9
+    return abs(float(actual) - float(wanted)) <= share * max(1.0, abs(float(wanted)))

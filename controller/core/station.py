@@ -41,7 +41,8 @@ SEVERITY = {"hold": 1, "stop": 2, "abort": 3}
 NEEDED = {T.CLEAR: 3, T.RESET: 2, T.UNHOLD: 1, T.UNSUSPEND: 1, T.START: 1}
 """Interlocks of at least this severity must hold for the command."""
 
-OVERTAKES = frozenset({T.STOP, T.ABORT})
+RESETS_FAULTS = frozenset({T.CLEAR, T.RESET, T.START, T.UNHOLD})
+"""Commands whose sequences reset what the PLC latches; such a fault does not bar them."""
 
 
 @dataclass(slots=True)
@@ -102,8 +103,9 @@ class Station:
         self._complaint: Alarm | None = None
         self.first_out = ""
         self.stop_reason = ""
-        self.start_block: Callable[[], str] = lambda: ""
-        """Set by the line: why it does not let this station start (recipe not in force …), or an empty text."""
+        self.line_block: Callable[[Trigger], str] = lambda _: ""
+        """Set by the line: what it has against a recovery or start command (recipe not in force …), or nothing."""
+        behaviour.state = machine.state
         self.may_starve = True
         """Cleared by the line during run-out: an empty station is then done, not starved."""
         self._ready = False
@@ -154,11 +156,13 @@ class Station:
         against += [
             f"alarm {r.alarm.spec.name} is active: {r.alarm.text}"
             for r in self.parts.alarm_rules
-            if r.alarm.active and SEVERITY.get(r.alarm.spec.action, 0) >= max(needed, 2 if trigger is T.RESET else 1)
+            if r.alarm.active
+            and not (r.alarm.spec.plc_latched and trigger in RESETS_FAULTS)
+            and SEVERITY.get(r.alarm.spec.action, 0) >= needed
         ]
         if trigger in (T.RESET, T.START):
             against += [p.explain() for p in self.parts.permissives if p.condition() is not True]
-        if trigger in (T.START, T.UNHOLD, T.UNSUSPEND) and (block := self.start_block()):
+        if block := self.line_block(trigger):
             against.append(block)
         return against + self.behaviour.obstacles(trigger)
 
@@ -184,22 +188,27 @@ class Station:
 
     # --- the scan, in the order in which the line calls it ----------------------------------------------
 
+    def lost(self) -> str:
+        """The first abort-interlock that does not hold, explained; empty if all do."""
+        lost = (i for i in self.parts.interlocks if i.otherwise == "abort" and i.condition() is not True)
+        return next((i.explain() for i in lost), "")
+
     def scan_safety(self) -> None:
         """Alarms and interlocks, before any command of this scan is looked at."""
         now_ns = self._context.now_ns
         for rule in self.parts.alarm_rules:
             if self._alarms.evaluate(rule.alarm, rule.condition(), now_ns):
-                self._trip(rule.alarm.spec.action, rule.alarm.text)
+                self.trip(rule.alarm.spec.action, rule.alarm.text)
         if self._ready:
             for interlock in self.parts.interlocks:
                 if self.state in ACTS_IN[interlock.otherwise] and interlock.condition() is not True:
-                    self._trip(interlock.otherwise, interlock.explain())
+                    self.trip(interlock.otherwise, interlock.explain())
             for rule in self.parts.alarm_rules:
                 action = rule.alarm.spec.action
                 if rule.alarm.active and action != "none" and self.state in ACTS_IN[action]:
                     if rule.alarm.spec.plc_latched and self.state in RECOVERING:
                         continue
-                    self._trip(action, rule.alarm.text)
+                    self.trip(action, rule.alarm.text)
 
     def scan_logic(self) -> None:
         """Starved and blocked, the equipment's own requests, and one step of the running sequence."""
@@ -207,10 +216,14 @@ class Station:
             self._ready = True
             self._make_safe()
         now_ns = self._context.now_ns
-        watched = self.behaviour.watch(now_ns)
-        if watched is not None:
-            self._follow(*watched)
-        self._complain()
+        try:
+            watched, complaint = self.behaviour.watch(now_ns), self.behaviour.complaint()
+        except Exception as error:
+            self._broken(error)
+        else:
+            if watched is not None:
+                self._follow(*watched)
+            self._complain(complaint)
         self._suspend_or_resume(now_ns)
         self._step(now_ns)
 
@@ -232,8 +245,8 @@ class Station:
             return
         try:
             progress = self._runner.step(now_ns)
-        except Exception as error:  # a bug in one station makes that station safe, and leaves the others their eyes
-            self._fail("internal_error", f"software fault in {self.name}: {error!r}; report it with the log", "abort")
+        except Exception as error:
+            self._broken(error)
             return
         if progress is Progress.FAILED:
             failure = self._runner.failure
@@ -244,25 +257,30 @@ class Station:
             if self.machine.target(T.STATE_COMPLETE) is not None:
                 self._fire(T.STATE_COMPLETE, "state_complete", "")
 
+    def _broken(self, error: Exception) -> None:
+        """A bug in one station makes that station safe, and leaves the others their eyes."""
+        self._fail("internal_error", f"software fault in {self.name}: {error!r}; report it with the log", "abort")
+
     def _fail(self, name: str, text: str, action: str) -> None:
-        alarm = self._alarms.alarms.get(f"{self.name}.{name}")
-        if alarm is None:
-            alarm = self._alarms.add(self.name, AlarmSpec(name, text, priority=3, action=action))
+        alarm = self._alarms.get(self.name, AlarmSpec(name, text, priority=3, action=action))
         self._alarms.activate(alarm, text)
         if alarm not in self._raised:
             self._raised.append(alarm)
         if self._runner is not None:
-            self._runner.close()
-            self._runner = None
+            if self._close_runner() is not None:
+                action = "abort"  # its clean-up failed as well
             # A failed acting state does not complete; only Aborting always ends, for there is nothing beyond it.
             self._failed = self.state is not S.ABORTING
-        self._trip(action, text)
+        self._force(action, text)
 
-    def _trip(self, action: str, reason: str) -> None:
-        """A lost interlock, an alarm or a failed sequence wants the state changed."""
-        if action == "none" or self.state not in ACTS_IN[action]:
-            return
-        if not self.first_out:
+    def trip(self, action: str, reason: str) -> None:
+        """A lost interlock or an alarm wants the state changed, in the states in which it acts."""
+        if action != "none" and self.state in ACTS_IN[action]:
+            self._force(action, reason)
+
+    def _force(self, action: str, reason: str) -> None:
+        """Hold, stop or abort; where the milder is illegal, the next severer."""
+        if self.state not in (S.ABORTING, S.ABORTED) and not self.first_out:
             self.first_out = reason
         order = {"hold": (T.HOLD, T.STOP, T.ABORT), "stop": (T.STOP, T.ABORT), "abort": (T.ABORT,)}[action]
         for trigger in order:
@@ -271,21 +289,20 @@ class Station:
                 self._fire(trigger, trigger.name.lower(), reason)
                 return
 
-    def _complain(self) -> None:
-        text = self.behaviour.complaint()
+    def _complain(self, text: str) -> None:
         if text:
             if self._complaint is None:
                 spec = AlarmSpec("equipment", "the equipment disagrees with its commands", priority=3)
-                self._complaint = self._alarms.add(self.name, spec)
+                self._complaint = self._alarms.get(self.name, spec)
             self._alarms.activate(self._complaint, text)
         elif self._complaint is not None:
             self._alarms.clear(self._complaint)
 
     def _follow(self, trigger_name: str, reason: str) -> None:
         trigger = COMMAND_BY_NAME[trigger_name]
-        if self.machine.target(trigger) is not None:
-            if trigger in OVERTAKES or trigger is T.HOLD:
-                self.first_out = self.first_out or reason
+        if trigger_name in SEVERITY:
+            self._force(trigger_name, reason)
+        elif self.machine.target(trigger) is not None:
             self._fire(trigger, trigger.name.lower(), reason)
 
     def _suspend_or_resume(self, now_ns: int) -> None:
@@ -312,9 +329,7 @@ class Station:
     def _fire(self, trigger: Trigger, cause: str, reason: str) -> None:
         source = self.machine.state
         target = self.machine.fire(trigger, self._context.now_ns)
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
+        fault = self._close_runner()
         self._failed = False
         self.behaviour.state = target
         if target is S.EXECUTE:
@@ -323,7 +338,10 @@ class Station:
             self.stop_reason = reason
         if target in SAFE_ON_ENTRY:
             self._make_safe()
-        steps = self.behaviour.steps(target)
+        try:
+            steps = self.behaviour.steps(target)
+        except Exception as error:
+            steps, fault = None, error
         if steps is not None:
             self._runner = Runner(steps)
         self._context.events.append(
@@ -336,6 +354,18 @@ class Station:
                 reason=reason,
             )
         )
+        if fault is not None:
+            self._broken(fault)
+
+    def _close_runner(self) -> Exception | None:
+        """End the running sequence; returns what its ``finally`` clauses raised, if they did."""
+        runner, self._runner = self._runner, None
+        try:
+            if runner is not None:
+                runner.close()
+        except Exception as error:
+            return error
+        return None
 
     def _make_safe(self) -> None:
         for point, value in self.parts.safe.items():

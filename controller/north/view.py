@@ -42,7 +42,11 @@ class LineView:
         for plc in logic.image.layout.plcs:
             self._add(f"plcs.{plc}.up", "bool", partial(logic.image.up.__getitem__, plc))
             self._add(f"plcs.{plc}.reason", "str", partial(_down_reason, logic, plc))
-        for path, (kind, unit, getter) in (extras or {}).items():
+        self.add(extras or {})
+
+    def add(self, extras: Extras) -> None:
+        """Publish more variables; only before :meth:`hello`."""
+        for path, (kind, unit, getter) in extras.items():
             self._add(path, kind, getter, unit=unit)
 
     def collect(self) -> tuple[list[Scalar], dict[int, str]]:

@@ -42,8 +42,21 @@ class PackmlSettings(Settings):
 FOLLOW = {
     S.ABORTING: "abort", S.ABORTED: "abort", S.STOPPING: "stop", S.STOPPED: "stop", S.HOLDING: "hold", S.HELD: "hold",
     S.SUSPENDING: "suspend", S.SUSPENDED: "suspend", S.COMPLETING: "complete", S.COMPLETE: "complete",
+    S.CLEARING: "stop", S.RESETTING: "stop", S.IDLE: "stop", S.STARTING: "stop",
 }  # fmt: skip
 """What our station does when the PLC is found in this state while ours executes."""
+
+UNDER_WAY = {
+    T.ABORT: S.ABORTING, T.CLEAR: S.CLEARING, T.STOP: S.STOPPING, T.RESET: S.RESETTING, T.START: S.STARTING,
+    T.HOLD: S.HOLDING, T.UNHOLD: S.UNHOLDING, T.SUSPEND: S.SUSPENDING, T.UNSUSPEND: S.UNSUSPENDING,
+    T.COMPLETE: S.COMPLETING,
+}  # fmt: skip
+"""The PLC in this state does what the command would ask for, and would refuse the command."""
+
+AT_REST = frozenset({S.STOPPED, S.IDLE, S.HELD, S.COMPLETE})
+MOVES = frozenset({
+    S.STARTING, S.EXECUTE, S.UNHOLDING, S.SUSPENDING, S.SUSPENDED, S.UNSUSPENDING, S.COMPLETING,
+})  # fmt: skip
 
 
 class PackmlPlc(Behaviour):
@@ -56,6 +69,7 @@ class PackmlPlc(Behaviour):
 
     _abort: Runner | None = None
     _complaint = ""
+    _followed_suspend = False
 
     def clearing(self) -> Steps:
         """Clear, unless it is cleared already."""
@@ -102,8 +116,8 @@ class PackmlPlc(Behaviour):
             return None
         plc = self._plc_state()
         if plc is None:
-            self._complaint = f"{self.name}: PackML state {self.io.state_current.value} is none of 1..17"
-            return None
+            self._complaint = f"{self.name}: PackML state {self.io.state_current.value} of its PLC is none of 1..17"
+            return None if self.state in (S.ABORTING, S.ABORTED) else ("abort", self._complaint)
         ours = self.state
         if ours in (S.ABORTING, S.ABORTED):
             self._drive_abort(plc, now_ns)
@@ -111,13 +125,31 @@ class PackmlPlc(Behaviour):
         self._abort = None
         self._complaint = ""
         reason = f"its PLC went to {plc.text} by itself"
-        if plc in (S.ABORTING, S.ABORTED) and ours not in (S.CLEARING, S.STOPPED):
+        if plc in (S.ABORTING, S.ABORTED) and ours is not S.CLEARING:
             return "abort", reason
-        if ours in (S.EXECUTE, S.SUSPENDED) and plc in FOLLOW:
-            if ours is S.SUSPENDED and plc in (S.SUSPENDING, S.SUSPENDED):
+        if ours in AT_REST:
+            if plc in MOVES:
+                return "abort", reason
+            return ("stop", reason) if plc in (S.STOPPING, S.STOPPED) and ours is not S.STOPPED else None
+        if ours is S.SUSPENDED:
+            if plc is S.EXECUTE and self._followed_suspend:
+                return "unsuspend", reason
+            if plc in (S.SUSPENDING, S.SUSPENDED):
                 return None
+        if ours in (S.EXECUTE, S.SUSPENDED) and plc in FOLLOW:
+            self._followed_suspend = FOLLOW[plc] == "suspend"
             return FOLLOW[plc], reason
+        if ours is S.EXECUTE:
+            self._followed_suspend = False
         return None
+
+    def obstacles(self, trigger: Trigger) -> list[str]:
+        """Clear has to wait until the PLC is known to be Aborted, or Stopped already."""
+        state = self.io.state_current
+        if trigger is not T.CLEAR or (state.ok and self._plc_state() in (S.ABORTED, S.CLEARING, S.STOPPED)):
+            return []
+        plc = self._plc_state() if state.ok else None
+        return [f"its PLC is in {plc.text if plc else 'an unknown state'}, not in Aborted"]
 
     def complaint(self) -> str:
         """The PLC does not follow an Abort, or shows a state that does not exist."""
@@ -132,16 +164,18 @@ class PackmlPlc(Behaviour):
             self._abort, self._complaint = None, ""
             return
         if self._abort is None:
-            self._abort = Runner(self._command(T.ABORT, "abort"))
+            self._abort = Runner(self._bring(T.ABORT, {S.ABORTING, S.ABORTED}, "abort"))
         if self._abort.step(now_ns) is not Progress.RUNNING:
             failure = self._abort.failure
-            self._complaint = failure.text if failure else f"{self.name}: its PLC took Abort but is in {plc.text}"
+            self._complaint = failure.text if failure else ""
             self._abort = None  # and again, until it follows or its link is lost
 
     def _bring(self, trigger: Trigger, goal: set[State], action: str, limit_s: float | None = None) -> Steps:
-        if self._plc_state() in goal:
+        plc = self._plc_state()
+        if plc in goal:
             return
-        yield from self._command(trigger, action)
+        if plc is not UNDER_WAY[trigger]:
+            yield from self._command(trigger, action)
         names = " or ".join(s.text for s in goal)
         yield Until(
             lambda: self._plc_state() in goal,
@@ -152,7 +186,8 @@ class PackmlPlc(Behaviour):
         io, limit = self.io, self.settings.ack_limit_s
         number = trigger.value
         # the id follows the PLC's own memory, so that a restarted controller never repeats one
-        cmd_id = max(io.cmd_id.value, io.cmd_ack.value) % 0x7FFF_FFFF + 1
+        # (nor one whose write has not been read back yet)
+        cmd_id = max(io.cmd_id.value, io.cmd_ack.value, io.cmd_id.wanted or 0) % 0x7FFF_FFFF + 1
         io.cntrl_cmd.set(number)
         what = f"{self.name}: {trigger.text}"
         yield Until(lambda: io.cntrl_cmd.is_(number), limit, "plc_no_answer", f"{what} read back from its PLC", action)

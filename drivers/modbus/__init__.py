@@ -1,1 +1,5 @@
-"""Modbus drivers on pymodbus framers and PDUs."""
+"""Modbus TCP and RTU: strict exchanges over pymodbus' request PDUs and framers."""
+
+from drivers.modbus.driver import ModbusDriver, ModbusRtuDriver, ModbusTcpDriver
+
+__all__ = ["ModbusDriver", "ModbusRtuDriver", "ModbusTcpDriver"]

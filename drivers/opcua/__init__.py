@@ -1,1 +1,5 @@
 """OPC UA client driver on asyncua."""
+
+from drivers.opcua.driver import OpcUaDriver
+
+__all__ = ["OpcUaDriver"]

@@ -29,7 +29,7 @@ class Filler(Station):
     """Collects up to four bottles, fills them by weight (coarse and fine), passes them on evenly spaced."""
 
     def __init__(self, agenda: Agenda, rng: Random, rail: float) -> None:
-        super().__init__(agenda, "filler", rng, length=300.0, capacity=12, rail=rail)
+        super().__init__(agenda, "filler", rng, length=600.0, capacity=8, rail=rail)
         self.target = 0.0
         self.weights = [0.0] * NOZZLES
         """Scale readings of the last fill, g."""
@@ -123,10 +123,10 @@ class Filler(Station):
 
     def work(self) -> None:
         """Discharge from the star wheel, end a fill, collect, begin a fill."""
-        before = len(self.zone)
+        before, waited = len(self.zone), self.waiting
         while self.moving and self._one_step(self.clock.value(self.agenda.now)):
             pass
-        if len(self.zone) < before and self.up is not None:
+        if (len(self.zone) < before or self.waiting != waited) and self.up is not None:
             self.up.neighbour_changed()
 
     def next_due(self, now: int) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from random import Random
 
-from hil.plant import MS, NEVER, Agenda, Bottle, Format, Lag, Pipeline
+from hil.plant import MS, Agenda, Bottle, Format, Lag, Pipeline
 from hil.plant.motion import TOLERANCE_MM
 
 EYE_MM = 15.0
@@ -19,14 +19,12 @@ METERED = 8
 class Infeed(Pipeline):
     """Belt with a separator (gate) at its inlet. The depalletizer offers the format that the rails are set to.
 
-    A queue sensor at the filler holds the separator while :data:`METERED` bottles are under way to a running
-    filler; to a filler that stands, bottles go on until the belts are full.
+    A queue sensor at the filler holds the separator while :data:`METERED` bottles are under way to a filler
+    that works; to one that stands or is blocked, bottles go on until the belts are full.
     """
 
     def __init__(self, agenda: Agenda, rng: Random, rail: float, formats: tuple[Format, ...]) -> None:
-        super().__init__(
-            agenda, "infeed", rng, length=600.0, capacity=8, rail=rail, pitch=0, dwell=0, places=1
-        )
+        super().__init__(agenda, "infeed", rng, length=450.0, capacity=6, rail=rail, pitch=0, dwell=0, places=1)
         self.speed = 0.0
         self.gate = False
         self.stuck_eye: bool | None = None
@@ -86,11 +84,9 @@ class Infeed(Pipeline):
 
     def _metered(self) -> bool:
         down = self.down
-        return (
-            down is not None
-            and down.running
-            and len(self.zone) + len(self.in_work) + len(down.zone) >= METERED
-        )
+        if down is None or not down.running or down.waiting:
+            return False
+        return len(self.zone) + len(self.in_work) + len(down.zone) >= METERED
 
 
 class Capper(Pipeline):
@@ -105,7 +101,7 @@ class Capper(Pipeline):
 
     def __init__(self, agenda: Agenda, rng: Random, rail: float) -> None:
         super().__init__(
-            agenda, "capper", rng, length=300.0, capacity=6, rail=rail, pitch=600 * MS, dwell=2200 * MS, places=4
+            agenda, "capper", rng, length=300.0, capacity=4, rail=rail, pitch=600 * MS, dwell=2200 * MS, places=4
         )
         self.torque_sp = 0.0
         self.feeder = False
@@ -161,7 +157,7 @@ class Labeler(Pipeline):
 
     def __init__(self, agenda: Agenda, rng: Random, rail: float) -> None:
         super().__init__(
-            agenda, "labeler", rng, length=300.0, capacity=6, rail=rail, pitch=550 * MS, dwell=500 * MS, places=1
+            agenda, "labeler", rng, length=300.0, capacity=4, rail=rail, pitch=550 * MS, dwell=500 * MS, places=1
         )
         self.job = ""
         """Print job in force; its text is what the label says."""
@@ -219,7 +215,7 @@ class Checkweigher(Pipeline):
 
     def __init__(self, agenda: Agenda, rng: Random, rail: float) -> None:
         super().__init__(
-            agenda, "checkweigher", rng, length=250.0, capacity=5, rail=rail, pitch=500 * MS, dwell=450 * MS, places=1
+            agenda, "checkweigher", rng, length=225.0, capacity=3, rail=rail, pitch=500 * MS, dwell=450 * MS, places=1
         )
         self.vision_ok = True
         self.bin_full = False
@@ -227,6 +223,10 @@ class Checkweigher(Pipeline):
         self.cap_ok = self.label_ok = False
         self.code = ""
         self.frame_id = 0
+
+    def _fits(self, bottle: Bottle) -> bool:
+        """Its belts carry bottles from below: there are no rails to set."""
+        return True
 
     def begin(self, bottle: Bottle) -> None:
         """Weigh and look."""
@@ -247,16 +247,12 @@ class Checkweigher(Pipeline):
         self._set_waiting(self.bin_full)
         return not self.bin_full and super().discard(bottle)
 
+    @property
+    def misfit(self) -> bool:
+        """Never: the belt of a scale is flat and has no rails."""
+        return False
+
     def set_bin(self, full: bool) -> None:
         """Fill or empty the reject bin."""
         self.bin_full = full
         self.neighbour_changed()
-
-
-def all_bottles(stations: Iterator[Pipeline]) -> Iterator[Bottle]:
-    """Every bottle in these stations."""
-    for station in stations:
-        yield from station.bottles()
-
-
-__all__ = ["METERED", "NEVER", "Capper", "Checkweigher", "Infeed", "Labeler"]

@@ -1,4 +1,4 @@
-"""The case packer: rows of up to four bottles, gripped and set into a case by a portal axis."""
+"""The case packer: rows of up to three bottles, gripped and set into a case by a portal axis."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 
 from hil.plant import MS, NEVER, SECOND, Agenda, Bottle, Station
 
-ROW = 4
+ROW = 3
 TRAVEL_MM, ACCELERATION, SPEED = 600.0, 4000.0, 1200.0
 GRIP, RELEASE = 200 * MS, 150 * MS
 TRAVEL = 800 * MS
@@ -22,7 +22,7 @@ class Packer(Station):
     """Collects a row, carries it into the case; a full case is ejected. A bottle counts as packed when it is set."""
 
     def __init__(self, agenda: Agenda, rng: Random, rail: float) -> None:
-        super().__init__(agenda, "packer", rng, length=300.0, capacity=8, rail=rail)
+        super().__init__(agenda, "packer", rng, length=375.0, capacity=5, rail=rail)
         self.case_size = 0
         self.in_case = 0
         self.cases = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 from hil.lines.bottling.filler import Filler
@@ -35,7 +36,7 @@ class BottlingPlant:
         row: list[Station] = [
             self.infeed, self.filler, self.capper, self.labeler, self.checkweigher, self.packer,
         ]  # fmt: skip
-        for up, down in zip(row, row[1:], strict=False):
+        for up, down in pairwise(row):
             up.down, down.up = down, up
         self.stations = {station.name: station for station in row}
         self.estop_ok = True

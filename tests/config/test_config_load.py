@@ -1,0 +1,269 @@
+"""Loading whole lines: what comes out, overrides, the hash, warnings, unreadable files, and speed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from small_line import KINDS, LINE, MARK, RECIPE, changed, marked_lines, write
+
+from controller.config import ConfigError, load
+from controller.config.model import ModbusRtuPlc, ModbusTcpPlc
+from drivers.port import Area, DataType, ModbusAddress, OpcUaAddress, WordOrder
+
+REGISTERS = Path(__file__).parents[2] / "hil" / "lines" / "bottling" / "registers.csv"
+
+
+def errors(path: Path, **arguments: object) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load(path, kinds=KINDS, **arguments)  # type: ignore[arg-type]
+    return tuple(str(p) for p in caught.value.problems)
+
+
+def test_valid_line(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    line = load(path, kinds=KINDS)
+    assert line.warnings == ()
+    rail = line.tags["infeed.rail_sp"]
+    assert (rail.address, rail.word_order) == (ModbusAddress(Area.HOLDING_REGISTER, 101), WordOrder.CDAB)
+    assert (rail.unit, rail.low, rail.high, rail.writable) == ("mm", 40, 90, True)
+    assert line.tags["infeed.warm"].address == ModbusAddress(Area.HOLDING_REGISTER, 200, 1)
+    assert line.tags["checkweigher.code"].address == OpcUaAddress("nsu=urn:x;s=Code")
+    assert line.tags["checkweigher.code"].word_order is WordOrder.ABCD
+    assert line.tag_plc["checkweigher.code"] == "inspect" and len(line.tag_plc) == len(line.tags)
+    assert [s.label for s in line.specs] == ["infeed.rail_width", "checkweigher.target", "checkweigher.code"]
+    assert line.control_recipes["water_330"].values == {
+        ("infeed", "rail_width"): 62.0,
+        ("checkweigher", "target"): 330.0,
+        ("checkweigher", "code"): "WATER-330",
+    }
+    assert line.recipes["water_330"].product == "Still water 330 ml"
+    slots = {name: n for n, name in enumerate(line.tags)}
+    motor = line.exprs["infeed.amps < 2.6 A"].compile(slots)
+    values: list[float | bool | int | str | None] = [0.0] * len(slots)
+    values[slots["infeed.amps"]] = 2.7
+    assert motor(values, [None] * len(slots)) is False
+    assert line.tag_of("infeed", "run") == "infeed.run" and line.tag_of("infeed", "a.b") == "a.b"
+    file, number = line.where("stations", "infeed", "interlocks", "motor")
+    assert file == str(path) and LINE.splitlines()[number - 1].lstrip().startswith("motor:")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        line.path = tmp_path  # type: ignore[misc]
+
+
+def test_all_errors_at_once_and_none_that_only_follows(tmp_path: Path) -> None:
+    """One error in each part of the file. What is broken does not make what uses it look wrong as well."""
+    text = changed(
+        LINE,
+        ("  scan_ms: 100", f"  scan_ms: fast {MARK}"),
+        ("    port: 502", f"    prot: 502 {MARK}"),
+        ('  infeed.warm: {plc: wet, address: "hr:200.1", type: BOOL}',
+         f'  infeed.warm: {{plc: wet, address: "hr:200.99", type: BOOL}} {MARK}'),
+        ('  infeed.ready: {plc: wet, address: "hr:200.0", type: BOOL}',
+         f'  infeed.ready: {{plc: wet, address: "hr:200.0", type: BOOOL}} {MARK}'),
+        ("      motor: {require: infeed.amps < 2.6 A, otherwise: hold, text: Motor overloaded}",
+         f"      motor: {{require: infeed.amps < 2.6 V, otherwise: hold, text: Motor}} {MARK}"),
+        ("      fault: {when: infeed.fault, text: Infeed fault, priority: high, action: abort}",
+         f"      fault: {{when: infeed.fault, text: Infeed fault, priority: huge}} {MARK}"),
+        ("    settings: {settle_s: 0.2}", f"    settings: {{settle_s: soon}} {MARK}"),
+    )  # fmt: skip
+    recipe = changed(RECIPE, ("    code: WATER-330", "    code: MILK"))
+    path = write(tmp_path, text, recipe)
+    found = errors(path)
+    line_errors = [int(e.removeprefix(f"{path}:").split(":")[0]) for e in found if e.startswith(f"{path}:")]
+    # The PLC that cannot be read hides its tags' addresses, and so the bit 99, but nothing else.
+    expected = [n for n in marked_lines(text) if "200.99" not in text.splitlines()[n - 1]]
+    expected = [n for n in expected if "2.6 V" not in text.splitlines()[n - 1]]
+    assert line_errors == expected, "\n".join(found)
+    assert len(found) == len(expected) + 1 and "MILK" in found[-1]
+
+    sound_plc = changed(text, (f"    prot: 502 {MARK}", "    port: 502"))
+    found = errors(write(tmp_path, sound_plc, recipe))
+    line_errors = [int(e.removeprefix(f"{path}:").split(":")[0]) for e in found if e.startswith(f"{path}:")]
+    assert line_errors == marked_lines(sound_plc), "\n".join(found)
+
+
+CSV_HEAD = "name,plc,address,type,scale,unit,access,description"
+
+
+def test_tags_from_csv(tmp_path: Path) -> None:
+    moved = '  infeed.amps: {plc: wet, address: "ir:109", type: INT, scale: 0.01, unit: A}\n'
+    line = changed(LINE, (moved, ""), ("stations:\n", "tag_files: [tags.csv]\nstations:\n"))
+    rows = f'\ufeff{CSV_HEAD}\r\n# belt\r\ninfeed.amps,wet,ir:109,INT,0.01,A,,"Motor current,\r\nmeasured"\r\n\r\n'
+    loaded = load(write(tmp_path, line, tags=rows), kinds=KINDS)
+    amps = loaded.tags["infeed.amps"]
+    assert (amps.scale, amps.unit, amps.type, amps.word_order) == (0.01, "A", DataType.INT, WordOrder.CDAB)
+    assert amps.description == "Motor current,\r\nmeasured" and not amps.writable
+    assert loaded.where("tags", "infeed.amps") == (str(tmp_path / "tags.csv"), 3)
+    semicolons = load(write(tmp_path, line, tags=rows.replace("current,", "current").replace(",", ";")), kinds=KINDS)
+    assert semicolons.tags["infeed.amps"].address == amps.address
+
+
+@pytest.mark.parametrize(
+    ("rows", "at", "what", "hint"),
+    [
+        ("name,plc,adress,type", 1, 'unknown column "adress"', '"address"'),
+        ("name,plc,address,type,type", 1, '"type" is given twice', ""),
+        ("name,plc,address", 1, '"type" is missing', "name, plc"),
+        ("", 1, "no header row", "name"),
+        (f"{CSV_HEAD}\na.b,wet,ir:300,INT,,,,\na.b,wet,ir:301,INT,,,,", 3, "given twice", "line 2"),
+        (f"{CSV_HEAD}\ninfeed.run,wet,ir:300,INT,,,,", 2, '"infeed.run" is given twice', "line.yaml:26"),
+        (f"{CSV_HEAD}\nA.b,wet,ir:300,INT,,,,", 2, "not a valid tag name", "group.point"),
+        (f"{CSV_HEAD}\n\na.b,wet,ir:300,INT", 3, "4 cells in this row, 8 columns", "separators"),
+        (f"{CSV_HEAD.replace(',', ';')}\na.b;wet;ir:300;INT;0,1;;;", 2, 'not "0,1"', "0.1"),
+        (f"{CSV_HEAD}\na.b,wet,ir:300,INTEGER,,,,", 2, '"type" cannot be "INTEGER"', '"INT"'),
+        (f"{CSV_HEAD}\na.b,wet,ir:300,,,,,", 2, '"type" is missing', "type"),
+        (f"{CSV_HEAD}\na.b,wet,ir:300,INT,nan,,,", 2, "must be a number", "number alone"),
+        (f"{CSV_HEAD}\na.b,wet,ir:100,INT,,,,", 2, "overlaps infeed.count_in", ""),
+        (f"{CSV_HEAD}\na.b,wat,ir:300,INT,,,,", 2, 'unknown PLC "wat"', "wet"),
+        (f'{CSV_HEAD}\na.b,wet,ir:300,INT,,,,"x', 2, "not valid CSV", "quotes"),
+    ],
+)
+def test_broken_csv(tmp_path: Path, rows: str, at: int, what: str, hint: str) -> None:
+    path = write(tmp_path, changed(LINE, ("stations:\n", "tag_files: [tags.csv]\nstations:\n")), tags=rows)
+    with pytest.raises(ConfigError) as caught:
+        load(path, kinds=KINDS)
+    places = {(p.line, Path(p.file).name) for p in caught.value.problems if what in p.what and hint in p.hint}
+    assert places == {(at, "tags.csv")}, caught.value
+
+
+def test_missing_files_are_named_where_they_are_asked_for(tmp_path: Path) -> None:
+    assert "cannot read" in errors(tmp_path / "none.yaml")[0]
+    text = changed(LINE, ("stations:\n", f"tag_files:\n  - none.csv  {MARK}\nrecipes: products  {MARK}\nstations:\n"))
+    path = write(tmp_path, text, recipe=None)
+    asked, _ = marked_lines(text)
+    assert errors(path) == (
+        f"{path}:{asked}: cannot read {tmp_path / 'none.csv'}: No such file or directory; check name and rights",
+    )
+    found = errors(write(tmp_path, changed(text, (f"tag_files:\n  - none.csv  {MARK}\n", "")), recipe=None))
+    assert any("recipe folder" in e and "does not exist" in e for e in found)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_bytes(LINE.replace("Motor overloaded", "Motor überlastet").encode("latin-1"))
+    number = next(n for n, line in enumerate(LINE.splitlines(), 1) if "overloaded" in line)
+    assert errors(path) == (f'{path}:{number}: not UTF-8: byte 0xfc cannot be read; save the file as "UTF-8"',)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text\n", "line: {name: x}\n", "[" * 100_000, "a: &a [*a]\n"])
+def test_not_a_line(tmp_path: Path, text: str) -> None:
+    assert errors(write(tmp_path, text))
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    plain = load(path, kinds=KINDS)
+    line = load(path, {"wet": {"host": "127.0.0.1", "port": 5020}, "inspect": {"endpoint": "opc.tcp://h:1"}}, KINDS)
+    wet = line.file.plcs["wet"]
+    assert isinstance(wet, ModbusTcpPlc) and (wet.host, wet.port, wet.unit) == ("127.0.0.1", 5020, 1)
+    assert wet.heartbeat is not None and line.tags == plain.tags
+    assert line.config_hash == plain.config_hash
+    serial = load(path, {"wet": {"driver": "modbus_rtu", "device": "/dev/pts/9"}}, KINDS).file.plcs["wet"]
+    assert isinstance(serial, ModbusRtuPlc) and serial.unit == 1 and serial.heartbeat == wet.heartbeat
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        ({"wat": {"port": 1}}, 'unknown PLC "wat"'),
+        ({"wet": {"port": 70000}}, "port: input should be less than or equal to 65535"),
+        ({"wet": {"prot": 1}}, "prot: extra inputs"),
+        ({"wet": {"driver": "opcua", "endpoint": "opc.tcp://h:1"}}, "cannot become opcua"),
+    ],
+)
+def test_wrong_overrides(tmp_path: Path, overrides: dict[str, dict[str, object]], what: str) -> None:
+    found = errors(write(tmp_path), overrides=overrides)
+    assert len(found) == 1 and what in found[0], found
+
+
+def test_overrides_that_collide(tmp_path: Path) -> None:
+    more = "  wet2: {driver: modbus_tcp, host: 10.0.0.3, unit: 1}\nscan_classes:\n"
+    path = write(tmp_path, changed(LINE, ("scan_classes:\n", more)))
+    assert len(load(path, kinds=KINDS).warnings) == 1
+    found = errors(path, overrides={"wet2": {"host": "10.0.0.1"}})
+    assert len(found) == 1 and "are the same device" in found[0]
+
+
+def test_hash_follows_content_not_place(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    first = load(path, kinds=KINDS).config_hash
+    shutil.copytree(tmp_path, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("elsewhere"))
+    assert load(tmp_path / "elsewhere" / "line.yaml", kinds=KINDS).config_hash == first
+    write(tmp_path, recipe=RECIPE + "# a remark\n")
+    assert load(path, kinds=KINDS).config_hash != first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("  fast: {period_ms: 100, stale_ms: 500}", "  fast: {period_ms: 50, stale_ms: 500}", "every 50 ms"),
+        ("    unit: 1\n", f"    unit: 0  {MARK}\n", "unit 0 is the broadcast"),
+        ("scan_classes:\n", "  spare: {driver: opcua, endpoint: opc.tcp://x:1}\nscan_classes:\n", "spare has no tags"),
+        (
+            '"ir:110", type: UINT, scale: 0.1',
+            '"ir:110", type: UINT, scale: 0.5',
+            "infeed.rail_pos only shows steps of 0.5",
+        ),
+    ],
+)
+def test_warnings(tmp_path: Path, old: str, new: str, what: str) -> None:
+    path = write(tmp_path, changed(LINE, (old, new)))
+    (warning,) = load(path, kinds=KINDS).warnings
+    assert what in warning.what and warning.file == str(path) and warning.hint
+
+
+def test_the_same_recipe_twice(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (tmp_path / "recipes" / "z.yml").write_text(RECIPE)
+    found = errors(path)
+    assert len(found) == 1 and 'recipe "water_330" is given twice' in found[0] and "z.yml:1" in found[0]
+
+
+def test_without_kinds_kinds_are_not_checked(tmp_path: Path) -> None:
+    assert load(write(tmp_path, changed(LINE, ("    kind: weigher", "    kind: anything")))).tags
+
+
+def bottling_tags() -> str:
+    """The bottling plant's register list as a tag file."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["name", "plc", "address", "type", "word_order", "length", "scale", "unit", "access"])
+    with REGISTERS.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            area = "" if row["area"] == "ua" else row["area"] + ":"
+            length = 20 if row["type"] == "STRING" else ""
+            name, unit = row["point"], row["unit"]
+            values = [name, row["plc"], area + row["address"], row["type"], row["word_order"], length]
+            writer.writerow([*values, row["scale"], unit, row["access"]])
+    return out.getvalue()
+
+
+def test_bottling_register_list_loads_fast(tmp_path: Path) -> None:
+    names = ("infeed", "filler", "capper", "labeler", "checkweigher", "packer")
+    stations = ""
+    for name, after in zip(names, (*names[1:], None), strict=True):
+        stations += f"  {name}:\n    kind: sequence\n    downstream: [{after or ''}]\n"
+        stations += f"    counts: {{infeed: {name}.count_in, good: {name}.count_good}}\n    starved: {name}.starved\n"
+        stations += "    interlocks:\n"
+        for n in range(20):
+            stations += f"      a{n}: {{require: {name}.estop_ok and {name}.in_process < {n} + 5, text: x}}\n"
+    line = (
+        "line: {name: bottling}\nplcs:\n"
+        "  wet: {driver: modbus_tcp, host: a, unit: 1, word_order: CDAB}\n"
+        "  dry: {driver: modbus_rtu, device: /dev/x, unit: 1}\n"
+        "  inspect: {driver: opcua, endpoint: opc.tcp://b}\n"
+        f"tag_files: [tags.csv]\nstations:\n{stations}"
+    )
+    path = write(tmp_path, line, recipe=None, tags=bottling_tags())
+    best = 10.0
+    for _ in range(3):
+        start = time.perf_counter()
+        loaded = load(path, kinds=KINDS)
+        best = min(best, time.perf_counter() - start)
+    assert len(loaded.tags) >= 160 and len(loaded.exprs) == 126
+    assert best < 1.0
