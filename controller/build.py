@@ -80,11 +80,13 @@ class _Builder:
         self.context = ScanContext()
         self.options = self._packml()
         self.modes = self._modes()
-        self.parameters: list[Parameter] = []
         self.station_of_tag: dict[str, str] = {}
+        self.order = flow_order(self.file.stations)
+        wanted = [(s, n, p) for s in self.order for n, p in self.file.stations[s].parameters.items()]
+        self.parameters = ParameterSet(self.image, [self._parameter(*each) for each in wanted])
 
     def build(self) -> tuple[LineLogic, InputBuffer]:
-        stations = {name: self._station(name, self.file.stations[name]) for name in flow_order(self.file.stations)}
+        stations = {name: self._station(name, self.file.stations[name]) for name in self.order}
         head = self.file.line
         settings = LineSettings(
             limit_s=head.start_limit_s,
@@ -105,13 +107,11 @@ class _Builder:
             alarms=self.alarms,
             line=line,
             stations=stations,
-            parameters=ParameterSet(self.image, self.parameters),
+            parameters=self.parameters,
             recipes=self.config.control_recipes,
             downstream={name: station.downstream for name, station in self.file.stations.items()},
             station_of_tag=self.station_of_tag,
         )
-        for station in stations.values():
-            self._guard_recipe(station, parts.parameters)
         return LineLogic(parts, head.recipe), InputBuffer(self.layout)
 
     # --- the PackML model ---------------------------------------------------------------------------------
@@ -151,6 +151,8 @@ class _Builder:
             safe[points[tag]] = self._typed(tag, value)
         interlocks = [self._link_interlock(plc) for plc in self._plcs_of(name, config, io_tags)]
         interlocks += [self._interlock(n, i.require, i.otherwise, i.text) for n, i in config.interlocks.items()]
+        if config.parameters:
+            interlocks.append(self._recipe_interlock(name))
         parts = Parts(
             interlocks=tuple(interlocks),
             permissives=tuple(self._permissive(n, p) for n, p in config.permissives.items()),
@@ -164,8 +166,6 @@ class _Builder:
             mach_speed=config.mach_speed,
             description=config.description,
         )
-        for parameter_name, parameter in config.parameters.items():
-            self._parameter(name, parameter_name, parameter)
         return Station(name, self._machine(), behaviour, parts, self.alarms, self.context)
 
     def _behaviour(self, name: str, config: model.Station) -> tuple[Behaviour, dict[str, str]]:
@@ -198,6 +198,7 @@ class _Builder:
             self.file.plcs[plc].on_loss,
             f"PLC {plc} is not connected; look at its power and cable",
             lambda: image.down_reason[plc],
+            alarmed=False,  # the PLC's own alarm says it once for all its stations
         )
 
     def _interlock(self, name: str, require: str, otherwise: str, text: str) -> Interlock:
@@ -223,25 +224,23 @@ class _Builder:
         )
         return AlarmRule(self.alarms.add(station, spec), self._condition(config.when))
 
-    def _guard_recipe(self, station: Station, parameters: ParameterSet) -> None:
+    def _recipe_interlock(self, station: str) -> Interlock:
         """A set-point that no longer reads back as the recipe says holds the station."""
-        if any(key[0] == station.name for key in parameters.all):
-            name = station.name
-            guard = Interlock(
-                "recipe",
-                lambda: parameters.in_force(name),
-                "hold",
-                "The recipe is not in force on the PLC",
-                lambda: "; ".join(parameters.differences(name)),
-            )
-            station.parts.interlocks = (*station.parts.interlocks, guard)
+        parameters = self.parameters
+        return Interlock(
+            "recipe",
+            lambda: parameters.in_force(station),
+            "hold",
+            "The recipe is not in force on the PLC; load it again",
+            lambda: "; ".join(parameters.differences(station)),
+        )
 
-    def _parameter(self, station: str, name: str, config: model.Parameter) -> None:
+    def _parameter(self, station: str, name: str, config: model.Parameter) -> Parameter:
         confirm: Input[Any] | None = Input(self.image, config.confirm) if config.confirm else None
         output: Output[Any] = Output(self.image, config.tag)
         self.station_of_tag[config.tag] = station
         unit = config.unit or self.layout.tags[output.slot].unit
-        self.parameters.append(Parameter(station, name, output, unit, confirm, config.tolerance, config.limit_s))
+        return Parameter(station, name, output, unit, confirm, config.tolerance, config.limit_s)
 
     def _tally(self, counts: model.Counts | None) -> Tally | None:
         if counts is None:

@@ -66,6 +66,11 @@ class Alarm:
         """Whether it is in the alarm list: active, or not yet acknowledged."""
         return self.active or not self.acknowledged
 
+    @property
+    def timing(self) -> bool:
+        """Whether an on- or off-delay is running."""
+        return self._pending_ns is not None or self._clears_ns is not None
+
     def due(self, condition: bool | None, now_ns: int) -> bool | None:
         """Apply the delays. ``True``: becomes active; ``False``: clears; ``None``: no change.
 

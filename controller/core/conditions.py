@@ -58,6 +58,8 @@ class Interlock:
     otherwise: str
     text: str
     why: Callable[[], str]
+    alarmed: bool = True
+    """Whether losing it while it acts raises an alarm of its own (not where another alarm names the cause)."""
 
     def explain(self) -> str:
         """The operator's text, then the evidence."""

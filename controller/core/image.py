@@ -118,6 +118,8 @@ class ProcessImage:
         self.up: dict[str, bool] = dict.fromkeys(layout.plcs, False)
         self.down_reason: dict[str, str] = dict.fromkeys(layout.plcs, "not connected yet")
         self.down_since: dict[str, int] = dict.fromkeys(layout.plcs, 0)
+        self.versions: list[int] = [0] * len(layout.groups)
+        """Per read group, counts readings that differed from the one before, and losses."""
         self._stamp: list[int | None] = [None] * len(layout.groups)
         self._last: list[Sequence[Value | None] | None] = [None] * len(layout.groups)
         self._clean: list[bool] = [False] * len(layout.groups)
@@ -153,12 +155,16 @@ class ProcessImage:
             buffer.reports.clear()
         return links, reports
 
-    def stamp_of(self, slot: int) -> int:
-        """Monotonic time of the request that last read this slot (0 = never)."""
+    def group_of(self, slot: int) -> int:
+        """Number of the read group that brings this slot. Raises ``IndexError`` if there is no such slot."""
         for n, group in enumerate(self.layout.groups):
             if group.first <= slot < group.first + len(group.tags):
-                return self._stamp[n] or 0
+                return n
         raise IndexError(slot)
+
+    def stamp_of(self, slot: int) -> int:
+        """Monotonic time of the request that last read this slot (0 = never)."""
+        return self._stamp[self.group_of(slot)] or 0
 
     def write(self, slot: int, value: Value) -> None:
         """Want ``value`` on an output from this scan on.
@@ -180,6 +186,7 @@ class ProcessImage:
         return changed
 
     def _take(self, n: int, group: Group, reading: Reading, now_ns: int) -> None:
+        self.versions[n] += 1
         first, count = group.first, len(group.tags)
         assert len(reading.values) == count, f"{group.plc}: reading of {len(reading.values)} values for {count} tags"
         self.values[first : first + count] = reading.values
@@ -201,6 +208,7 @@ class ProcessImage:
 
     def _spoil(self, n: int, group: Group, reason: str, now_ns: int) -> None:
         self._clean[n] = False
+        self.versions[n] += 1
         for slot in range(group.first, group.first + len(group.tags)):
             if self.bad[slot] is None:
                 self.since[slot] = now_ns

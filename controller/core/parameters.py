@@ -37,7 +37,10 @@ class ParameterSet:
     """All parameters of the line, and the values that the recipe in force asks for."""
 
     def __init__(self, image: ProcessImage, parameters: Iterable[Parameter]) -> None:
-        self._image = image
+        self.image = image
+        self.generation = 0
+        """Counts changes of what is wanted."""
+        self._watched: dict[str, _Watched] = {}
         self.all: dict[Key, Parameter] = {p.key: p for p in parameters}
         self.wanted: dict[Key, Value] = {}
         self._failed: dict[str, WriteReport] = {}
@@ -54,6 +57,7 @@ class ParameterSet:
 
     def stage(self, values: Mapping[Key, Value]) -> None:
         """Want these values on the PLCs from this scan on."""
+        self.generation += 1
         for key, value in values.items():
             self.wanted[key] = value
             output = self.all[key].output
@@ -74,7 +78,7 @@ class ParameterSet:
         With ``after_ns`` the reading must have been asked for later than that.
         """
         parameter, wanted = self.all[key], self.wanted[key]
-        output, image = parameter.output, self._image
+        output, image = parameter.output, self.image
         where = f"{parameter.station}.{parameter.name}"
         reason = image.bad[output.slot]
         if reason is not None:
@@ -107,7 +111,33 @@ class ParameterSet:
 
     def in_force(self, station: str) -> bool:
         """Whether every wanted parameter of the station is in force; quick, for every scan."""
-        return not any(k[0] == station and self.difference(k) for k in self.wanted)
+        watched = self._watched.get(station)
+        if watched is None:
+            watched = self._watched[station] = _Watched(self, station)
+        return watched.in_force(self.generation)
+
+
+class _Watched:
+    """One station's parameters: looked at again only when a reading that carries one of them has changed."""
+
+    def __init__(self, parameters: ParameterSet, station: str) -> None:
+        self._parameters, self._station = parameters, station
+        image = parameters.image
+        tags: list[Input[Any]] = [p.output for p in parameters.all.values() if p.station == station]
+        tags += [p.confirm for p in parameters.all.values() if p.station == station and p.confirm]
+        self._versions = image.versions
+        self._groups = sorted({image.group_of(t.slot) for t in tags})
+        self._seen: tuple[int, ...] = ()
+        self._answer = False
+
+    def in_force(self, generation: int) -> bool:
+        versions = self._versions
+        seen = (generation, *[versions[g] for g in self._groups])
+        if seen != self._seen:
+            self._seen = seen
+            keys = [k for k in self._parameters.wanted if k[0] == self._station]
+            self._answer = not any(self._parameters.difference(k) for k in keys)
+        return self._answer
 
 
 def same(actual: Value | None, wanted: Value, kind: DataType, resolution: float) -> bool:

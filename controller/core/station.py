@@ -100,6 +100,7 @@ class Station:
         self._blocked = Debounce(parts.suspend_delay_ns)
         self._self_suspended = False
         self._raised: list[Alarm] = []
+        self._lost_alarms: dict[str, tuple[Interlock, Alarm]] = {}
         self._complaint: Alarm | None = None
         self.first_out = ""
         self.stop_reason = ""
@@ -197,18 +198,37 @@ class Station:
         """Alarms and interlocks, before any command of this scan is looked at."""
         now_ns = self._context.now_ns
         for rule in self.parts.alarm_rules:
-            if self._alarms.evaluate(rule.alarm, rule.condition(), now_ns):
+            condition, alarm = rule.condition(), rule.alarm
+            if condition is alarm.active and not alarm.timing:
+                continue
+            if self._alarms.evaluate(alarm, condition, now_ns):
+                self.trip(alarm.spec.action, alarm.text)
+        if self._lost_alarms:
+            self._clear_regained()
+        if not self._ready:
+            return
+        for interlock in self.parts.interlocks:
+            if self.machine.state in ACTS_IN[interlock.otherwise] and interlock.condition() is not True:
+                self._lose(interlock)
+        for rule in self.parts.alarm_rules:
+            if rule.alarm.active and not (rule.alarm.spec.plc_latched and self.state in RECOVERING):
                 self.trip(rule.alarm.spec.action, rule.alarm.text)
-        if self._ready:
-            for interlock in self.parts.interlocks:
-                if self.state in ACTS_IN[interlock.otherwise] and interlock.condition() is not True:
-                    self.trip(interlock.otherwise, interlock.explain())
-            for rule in self.parts.alarm_rules:
-                action = rule.alarm.spec.action
-                if rule.alarm.active and action != "none" and self.state in ACTS_IN[action]:
-                    if rule.alarm.spec.plc_latched and self.state in RECOVERING:
-                        continue
-                    self.trip(action, rule.alarm.text)
+
+    def _lose(self, interlock: Interlock) -> None:
+        text = interlock.explain()
+        if interlock.alarmed:
+            priority = 4 if interlock.otherwise == "abort" else 3
+            spec = AlarmSpec(f"interlock_{interlock.name}", interlock.text, priority, action="none")
+            alarm = self._alarms.get(self.name, spec)
+            self._alarms.activate(alarm, text)
+            self._lost_alarms[alarm.id] = (interlock, alarm)
+        self.trip(interlock.otherwise, text)
+
+    def _clear_regained(self) -> None:
+        for interlock, alarm in list(self._lost_alarms.values()):
+            if interlock.condition() is True:
+                self._alarms.clear(alarm)
+                del self._lost_alarms[alarm.id]
 
     def scan_logic(self) -> None:
         """Starved and blocked, the equipment's own requests, and one step of the running sequence."""

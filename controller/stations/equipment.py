@@ -9,8 +9,8 @@ from controller.core.io import IO, Input, Output
 from controller.core.sequence import Fail, Steps, Until
 
 FAULTS = {
-    1: "jam", 2: "motor protection tripped", 3: "material ran out", 4: "guard door open", 5: "emergency stop",
-    6: "mixed product", 9: "the PLC lost the controller's life sign",
+    1: "jam", 2: "motor protection tripped", 3: "material or air ran out", 4: "guard door open", 5: "emergency stop",
+    6: "mixed product", 7: "set-point missing", 8: "vision offline", 9: "the PLC lost the controller's life sign",
 }  # fmt: skip
 
 
@@ -61,15 +61,14 @@ def run_up(name: str, io: MachineIO, limit_s: float, action: str = "abort") -> S
 
 
 def run_down(name: str, io: MachineIO, limit_s: float) -> Steps:
-    """Take ``run`` away and wait until the machine stands."""
+    """Take ``run`` away and wait until the machine is seen to stand.
+
+    A machine that cannot be seen (its PLC is not connected) is not waited for: the PLC's own watchdog stops it,
+    and no recovery is possible before its feedback is there again.
+    """
     io.run.set(False)
-    yield Until(
-        lambda: io.running.is_(False),
-        limit_s,
-        "does_not_stop",
-        f"{name} standing after run was taken away",
-        "abort",
-    )
+    text = f"{name} standing after run was taken away"
+    yield Until(lambda: not io.running.ok or not io.running.value, limit_s, "does_not_stop", text, "abort")
 
 
 def run_empty(name: str, io: MachineIO, limit_s: float) -> Steps:

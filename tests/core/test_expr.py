@@ -234,8 +234,15 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 
 
+def _finite(value: Any) -> Any:
+    """As the language has it: arithmetic that leaves the doubles has no answer."""
+    if not math.isfinite(value):
+        raise OverflowError
+    return value
+
+
 def joined(op: str) -> Callable[[Built, Built], Built]:
-    return lambda a, b: (f"({a[0]} {op} {b[0]})", lambda v: OPERATORS[op](a[1](v), b[1](v)))
+    return lambda a, b: (f"({a[0]} {op} {b[0]})", lambda v: _finite(OPERATORS[op](a[1](v), b[1](v))))
 
 
 def called(name: str, function: Callable[..., Any]) -> Callable[..., Built]:

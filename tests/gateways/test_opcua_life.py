@@ -13,9 +13,8 @@ import msgspec
 import pytest
 from asyncua import Client
 from asyncua.server.uaprocessor import UaProcessor
-from conftest import end, launch, wait_ready
 from fake_north import HELLO, INDEX, NODES, FakeNorth
-from test_opcua_server import Seen, eventually
+from opcua_helpers import Seen, end, eventually, launch, wait_ready
 
 from controller.core.commands import Command, CommandQueue, Reply
 from controller.gateways import opcua, opcua_guard

@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from asyncua import Client, ua
 from asyncua.ua.uaerrors import UaStatusCodeError
-from conftest import Running
-from test_opcua_server import BOWL, Seen, eventually
+from opcua_helpers import BOWL, Running, Seen, eventually
 
 pytestmark = pytest.mark.wire
 

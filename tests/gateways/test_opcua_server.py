@@ -5,53 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asyncua import Node, ua
-from conftest import Running
+from asyncua import ua
 from fake_north import NODES
+from opcua_helpers import BOWL, Running, Seen, eventually
 
 from controller.north.frames import Reply
 
-BOWL = "stations.filler.tags.bowl_level"
 pytestmark = pytest.mark.wire
-
-
-class Seen:
-    """Collects notifications and lets a test wait for one."""
-
-    def __init__(self) -> None:
-        self.values: list[tuple[str, Any, ua.StatusCode]] = []
-        self._news = asyncio.Event()
-        self._from = 0
-
-    def forget(self) -> None:
-        """What has been seen so far does not count for the next ``until``."""
-        self._from = len(self.values)
-
-    def datachange_notification(self, node: Node, value: Any, data: Any) -> None:
-        self.values.append((str(node.nodeid.Identifier), value, data.monitored_item.Value.StatusCode))
-        self._news.set()
-
-    async def until(self, right: Callable[[str, Any, ua.StatusCode], bool], limit_s: float = 5) -> None:
-        done = self._from
-        async with asyncio.timeout(limit_s):
-            while True:
-                if any(right(*seen) for seen in self.values[done:]):
-                    return
-                done = len(self.values)
-                await self._news.wait()
-                self._news.clear()
-
-
-async def eventually(get: Callable[[], Awaitable[bool]], limit_s: float = 5) -> None:
-    async with asyncio.timeout(limit_s):
-        while not await get():  # noqa: ASYNC110 - what it waits for is in another process
-            await asyncio.sleep(0.02)
 
 
 async def test_every_north_node_is_a_variable_with_its_path_as_node_id(gateway: Running) -> None:
@@ -321,6 +286,12 @@ async def test_a_command_whose_answer_is_lost_is_reported_as_unknown(gateway: Ru
             await call
         reply = await Running.node(client, "line.command.reply").read_value()
         assert "may have been carried out" in reply
+        level = client.get_node(ua.ObjectIds.Server_ServiceLevel)
+
+        async def back() -> bool:
+            return bool(await level.read_value() == 255)
+
+        await eventually(back)
 
 
 async def test_command_variables(gateway: Running) -> None:

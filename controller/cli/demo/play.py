@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from controller.cli.connect import picture
 from controller.cli.demo.screen import Screen, worth_telling
 from controller.cli.demo.stage import Stage
-from controller.cli.demo.verdict import Verdict, judge
+from controller.cli.demo.verdict import Verdict, judge, numbers
 from controller.cli.journal import sentence
 from controller.cli.picture import Picture
 from controller.core.events import AnyEvent
 from controller.north.frames import Arg, Events
 from controller.runtime.journal import read
+from drivers.port import FieldBusError
 
 MARGIN = 4
 """Bottles let in beyond what is wanted: about one in a hundred is rejected."""
@@ -51,7 +52,6 @@ class Play:
     def __init__(self, stage: Stage, screen: Screen) -> None:
         self._stage, self._screen = stage, screen
         self._client = stage.client
-        self._failures: list[str] = []
 
     @property
     def now(self) -> Picture:
@@ -168,7 +168,22 @@ class Play:
             for name, c in verdict.products.items()
             if c["good"] < bottles
         ]
-        return replace(verdict, failures=tuple(failures))
+        opcua = await self._over_opcua(failures)
+        return replace(verdict, opcua=opcua, failures=tuple(failures))
+
+    async def _over_opcua(self, failures: list[str]) -> dict[str, int]:
+        """The line's counts as a client of the gateway sees them; what is wrong there is added to the failures."""
+        from controller.cli.demo.hmi import counts_over_opcua  # noqa: PLC0415 - the OPC UA library takes its time
+
+        try:
+            seen = await counts_over_opcua(self._stage.endpoint, self.now.hello.line)
+        except FieldBusError as error:
+            failures.append(f"OPC UA: {error}")
+            return {}
+        ours = numbers(self.now.counts("line"))
+        if seen != ours:
+            failures.append(f"OPC UA shows {seen}, the controller {ours}")
+        return seen
 
     async def perform(self, script: Script) -> Verdict:
         """The whole play."""

@@ -17,7 +17,10 @@ from rich.text import Text
 from controller.cli.picture import QUIET, Picture, alarm_table, header, station_table
 from controller.core.events import AlarmChanged, AnyEvent, ChangeoverChanged, LinkChanged, ModeChanged, Transition
 
-LOG_LINES = 14
+LOG_LINES = 40
+"""Lines of the log that are kept; as many are shown as the terminal has room for."""
+AROUND = 19
+"""Lines of the view that are not log: line, stations, a few alarms, the endpoint."""
 PEOPLE = ("operator", "technician", "demo")
 
 
@@ -101,7 +104,8 @@ class LiveScreen:
             parts += [header(picture, elapsed), Text(), station_table(picture), Text(), alarm_table(picture), Text()]
         else:
             parts.append(Text(f"starting the bench and the controller   {elapsed}", style=QUIET))
-        parts += self._log
+        room = max(3, self._live.console.height - AROUND)
+        parts += list(self._log)[-room:]
         parts += [Text(), Text(f"look at it with a client of your own: {self._endpoint} (OPC UA)", style=QUIET)]
         self._live.update(Group(*parts), refresh=True)
 

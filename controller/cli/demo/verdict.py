@@ -48,6 +48,8 @@ class Verdict:
     plant_products: Mapping[str, Counts]
     changeovers: int
     alarms: tuple[Mapping[str, object], ...]
+    opcua: Counts = field(default_factory=dict)
+    """The line's counts as an OPC UA client sees them."""
     failures: tuple[str, ...] = field(default=())
 
     @property
@@ -123,6 +125,8 @@ def summary(verdict: Verdict, wall_s: float) -> RenderableType:
     parts: list[RenderableType] = [Text(), table, Text()]
     for name, counts in verdict.products.items():
         parts.append(Text(f"product {name}: {counts['good']} good, {counts['rejected']} rejected"))
+    if verdict.opcua:
+        parts.append(Text("over OPC UA: " + ", ".join(f"{k.replace('_', ' ')} {n}" for k, n in verdict.opcua.items())))
     parts.append(Text(f"changeovers {verdict.changeovers}, alarms {len(verdict.alarms)}: "
                       + (", ".join(str(a["id"]) for a in verdict.alarms) or "none")))  # fmt: skip
     for text in verdict.failures:
@@ -144,6 +148,7 @@ def as_json(verdict: Verdict, wall_s: float) -> dict[str, object]:
         "products": {name: dict(counts) for name, counts in verdict.products.items()},
         "plant_products": {name: dict(counts) for name, counts in verdict.plant_products.items()},
         "stations": {row.name: dict(row.ours) for row in verdict.stations},
+        "opcua": dict(verdict.opcua),
         "changeovers": verdict.changeovers,
         "alarms": [dict(alarm) for alarm in verdict.alarms],
         "failures": list(verdict.failures),
