@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -51,33 +52,61 @@ class Memory(Protocol):
 
     groups: tuple[ReadGroup, ...]
 
-    def read(self, group: int) -> tuple[Sequence[Value | None], dict[int, str]]:
+    def read(self, group: int) -> tuple[Sequence[Value | None], Mapping[int, str]]:
         """Values of a group, and why some are bad."""
 
     def write(self, tag: str, value: Value) -> tuple[Outcome, str]:
         """Write and verify."""
 
 
+@dataclass(slots=True)
+class _Block:
+    """One request, and the version of the memory under it when it was last answered."""
+
+    request: Request
+    versions: Sequence[int]
+    place: int
+    seen: int = -1
+
+
 class ModbusMemory:
-    """A Modbus PLC's memory, read through the drivers' plan."""
+    """A Modbus PLC's memory, read through the drivers' plan.
+
+    A block that has not changed since it was last read is not asked for again. A request for an address that the
+    PLC does not have makes the group's tags BAD, as on the wire.
+    """
 
     def __init__(self, plc: VirtualPlc, tags: Sequence[Tag], options: PlanOptions) -> None:
         self._plc, self._plan = plc, ModbusPlan(tags, options)
         self.groups = self._plan.groups
-        self._requests = [self._plan.requests(n) for n in range(len(self.groups))]
-        self._versions: list[list[int]] = [[-1] * len(r) for r in self._requests]
-        self._data: list[list[bytes]] = [[b""] * len(r) for r in self._requests]
+        self._blocks: list[list[_Block]] = []
+        self._refused: list[str] = []
+        for number in range(len(self.groups)):
+            self._refused.append("")
+            blocks: list[_Block] = []
+            for request in self._plan.requests(number):
+                try:
+                    self._fetch(request)
+                    versions, place = plc.watch(request.area.value, request.offset)
+                    blocks.append(_Block(request, versions, place))
+                except IllegalAddress as error:
+                    self._refused[-1] = f"{request}: illegal data address ({error})"
+            self._blocks.append(blocks)
+        self._data: list[list[bytes]] = [[b""] * len(blocks) for blocks in self._blocks]
 
-    def read(self, group: int) -> tuple[Sequence[Value | None], dict[int, str]]:
-        """Ask only for blocks whose version rose; the plan skips those whose bytes are the same."""
-        versions, data, plc = self._versions[group], self._data[group], self._plc
-        for n, request in enumerate(self._requests[group]):
-            version = plc.version(request.area.value, request.offset)
-            if version != versions[n] or request.count > 1:
-                versions[n] = version
-                data[n] = self._fetch(request)
-        values, bad = self._plan.decode(group, data)
-        return values, dict(bad)
+    def read(self, group: int) -> tuple[Sequence[Value | None], Mapping[int, str]]:
+        """Fetch what changed, decode what differs."""
+        self._plc.look()
+        if self._refused[group]:
+            count = len(self.groups[group].tags)
+            return (None,) * count, dict.fromkeys(range(count), self._refused[group])
+        data = self._data[group]
+        for n, block in enumerate(self._blocks[group]):
+            version = block.versions[block.place]
+            if version != block.seen:
+                block.seen = version
+                data[n] = self._fetch(block.request)
+        return self._plan.decode(group, data)
 
     def write(self, tag: str, value: Value) -> tuple[Outcome, str]:
         """As the driver does: encode, write, read back, compare raw."""
@@ -117,21 +146,27 @@ class NodeMemory:
         self._tags = {t.name: t for t in tags}
         self._ids = [tuple(_node_id(t) for t in g.tags) for g in self.groups]
         self._version: list[int] = [-1] * len(self.groups)
-        self._last: list[tuple[Sequence[Value | None], dict[int, str]]] = [((), {})] * len(self.groups)
+        self._raw: list[list[Value]] = [[] for _ in self.groups]
+        self._last: list[tuple[Sequence[Value | None], Mapping[int, str]]] = [((), {})] * len(self.groups)
 
-    def read(self, group: int) -> tuple[Sequence[Value | None], dict[int, str]]:
-        """All nodes of the group, unless nothing in the PLC changed."""
+    def read(self, group: int) -> tuple[Sequence[Value | None], Mapping[int, str]]:
+        """The nodes of the group; those whose value is as before are not judged again."""
         version = self._plc.version("ua")
-        if version != self._version[group]:
-            self._version[group] = version
-            judged = [
-                codec.judge(tag, raw)
-                for tag, raw in zip(self.groups[group].tags, self._plc.read_nodes(self._ids[group]), strict=True)
-            ]
-            values = tuple(value for value, _ in judged)
-            bad = {n: reason for n, (_, reason) in enumerate(judged) if reason}
-            if values != self._last[group][0] or bad != self._last[group][1]:
-                self._last[group] = (values, bad)
+        if version == self._version[group]:
+            return self._last[group]
+        self._version[group] = version
+        raw = self._plc.read_nodes(self._ids[group])
+        before, (values, bad) = self._raw[group], self._last[group]
+        changed = [n for n, value in enumerate(raw) if not before or value != before[n]]
+        if changed:
+            self._raw[group] = raw
+            taken, reasons = list(values) or [None] * len(raw), dict(bad)
+            for n in changed:
+                taken[n], reason = codec.judge(self.groups[group].tags[n], raw[n])
+                reasons.pop(n, None)
+                if reason:
+                    reasons[n] = reason
+            self._last[group] = (tuple(taken), reasons)
         return self._last[group]
 
     def write(self, tag: str, value: Value) -> tuple[Outcome, str]:

@@ -110,7 +110,8 @@ class Picture:
             return ""
         if state in RUNNING:
             return str(self.values.get(f"{base}.waiting_for") or self.values.get(f"{base}.stop_reason") or "")
-        for name in ("first_out", "stop_reason", "why_not_start"):
+        names = ("why_not_start",) if state == "Idle" else ("first_out", "stop_reason", "why_not_start")
+        for name in names:
             if text := str(self.values.get(f"{base}.{name}") or ""):
                 return text
         return ""

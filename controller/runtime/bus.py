@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from controller.core.image import InputBuffer, LinkReport, WriteReport
@@ -108,6 +108,7 @@ class Link:
         self._due = [0] * len(driver.groups)
         self._heart = Heart(options.heartbeat, tags, self._place, self._period_ns)
         self._outputs = Outputs(tags)
+        self._last_values: dict[int, Sequence[Value | None]] = {}
         self._wake = asyncio.Event()
         self._up = False
         self._reported: LinkReport | None = None
@@ -266,6 +267,7 @@ class Link:
         if reading is not None and self._up:
             self._buffer.put(self.name, group, reading)
             self._settle(group, reading)
+            self._notice_drift(group, reading)
         if self._heart.group == group:
             await self._check_heart(reading, now)
 
@@ -321,6 +323,15 @@ class Link:
             self._settle(group, reading)
         else:
             self._finish(report)
+
+    def _notice_drift(self, group: int, reading: Reading) -> None:
+        if reading.values is self._last_values.get(group):
+            return
+        self._last_values[group] = reading.values
+        for tag in self._outputs.confirmed():
+            place, index = self._place[tag]
+            if place == group:
+                self._outputs.seen(tag, reading.values[index])
 
     def _settle(self, group: int, reading: Reading) -> None:
         """A fresh reading settles the writes of unknown outcome in its group."""

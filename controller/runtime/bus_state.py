@@ -118,6 +118,24 @@ class Outputs:
         else:
             self._todo[tag] = 0
 
+    def seen(self, tag: str, found: Value | None) -> None:
+        """A reading taken after the last write: what no longer holds is no longer confirmed.
+
+        It is not written again by itself (the PLC, or somebody at its panel, had a reason); the scan sees the
+        difference, acts on it, and may ask again.
+        """
+        if (
+            tag in self._confirmed
+            and found is not None
+            and not codec.same(self._tags[tag], self._confirmed[tag], found)
+        ):
+            del self._confirmed[tag]
+            self._todo.pop(tag, None)
+
+    def confirmed(self) -> list[str]:
+        """Tags that the PLC is known to hold as wanted."""
+        return list(self._confirmed)
+
     def forget(self) -> None:
         """The link is lost: nothing is confirmed any more, and no write is under way."""
         self._confirmed.clear()

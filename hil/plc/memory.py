@@ -90,6 +90,11 @@ class ModbusMemory:
         found = self._area(area)
         return sum(found.versions) if offset is None else found.versions[found.block(offset, 1)]
 
+    def watch(self, area: str, offset: int) -> tuple[Sequence[int], int]:
+        """The live versions of an area's blocks, and the number of the block that holds ``offset``."""
+        found = self._area(area)
+        return found.versions, found.block(offset, 1)
+
     def read_registers(self, area: str, offset: int, count: int) -> bytes:
         """Registers as big-endian words. Raises :class:`IllegalAddress`."""
         if area not in self._data:

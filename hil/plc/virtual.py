@@ -111,6 +111,17 @@ class VirtualPlc:
         self._look()
         return self._memory.version(area, offset)
 
+    def watch(self, area: str, offset: int) -> tuple[Sequence[int], int]:
+        """A live list of block versions and the place of ``offset``'s block in it, for a reader in this process.
+
+        Modbus only. Call :meth:`look` before looking into it. Raises :class:`IllegalAddress`.
+        """
+        return self._look_modbus().watch(area, offset)
+
+    def look(self) -> None:
+        """Have the program show its analog values for the present. Raises :class:`PlcOffline`."""
+        self._look()
+
     # ---- by point
 
     def get(self, point: str) -> Value:

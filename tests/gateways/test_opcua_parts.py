@@ -8,15 +8,18 @@ from pathlib import Path
 import msgspec
 import pytest
 from asyncua import ua
+from asyncua.common.utils import ServiceError
 from fake_north import HELLO
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.gateways import opcua_model as model
-from controller.gateways.opcua_commands import check_argument
+from controller.gateways.opcua_commands import CommandDesk, check_argument
+from controller.gateways.opcua_guard import GuardedInternalServer
 from controller.gateways.opcua_space import bad_code, judge, variant_type
 from controller.gateways.opcua_ua import StatusCodes
 from controller.gateways.opcua_users import (
+    Account,
     Role,
     Users,
     UsersError,
@@ -211,3 +214,26 @@ def test_the_helper_prints_an_entry(
     assert check_password("geheim", account.password)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert main(["anna", "engineer"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("allowed", "password", "code"),
+    [
+        (False, "secret", StatusCodes.BadIdentityTokenRejected),  # from another computer it would be in clear
+        (True, "wrong", StatusCodes.BadUserAccessDenied),
+        (True, "secret", 0),
+    ],
+)
+async def test_a_password_is_only_looked_at_where_it_may_travel(allowed: bool, password: str, code: int) -> None:
+    users = Users({"anna": Account("anna", Role.OPERATOR, hash_password("secret"))})
+    session = GuardedInternalServer(users, CommandDesk()).create_session("test", external=True)
+    params = ua.ActivateSessionParameters()
+    params.UserIdentityToken = ua.UserNameIdentityToken("username", "anna", password.encode())
+    if code:
+        with pytest.raises(ServiceError) as error:
+            await session.identify(params, password_allowed=allowed)
+        assert error.value.code == code
+    else:
+        assert await session.identify(params, password_allowed=allowed) == users.accounts["anna"]
+    assert session.account is None
+    assert not session.is_activated()

@@ -633,3 +633,20 @@ def test_cancelled_at_any_time_it_closes_and_leaves_nothing() -> None:
         loop = VirtualLoop()
         loop.run_until_complete(main(n * 0.0067))
         loop.close()
+
+
+def test_what_the_plc_changed_by_itself_is_written_again_only_when_asked_again() -> None:
+    async def test(b: Bench) -> None:
+        await asyncio.sleep(0.2)
+        b.link.set_outputs({"p.run": 7})
+        await asyncio.sleep(0.3)
+        b.driver.memory["p.run"] = 5  # somebody at the PLC's panel
+        await asyncio.sleep(1.0)
+        assert b.value("p.run") == 5
+        assert b.driver.said("write") == ["write p.run=7"], "nobody asked: it is not fought over"
+        b.link.set_outputs({"p.run": 7})
+        await asyncio.sleep(0.3)
+        assert b.driver.said("write") == ["write p.run=7"] * 2
+        assert b.value("p.run") == 7
+
+    virtual(test)

@@ -80,7 +80,7 @@ def perform(act: Act, *, seed: int, keep: bool, as_json: bool, limit_s: float, l
         else:
             console.console().print(summary(verdict, wall_s))
         if not verdict.ok:
-            console.fail("".join(f"\n{text}" for text in verdict.failures).strip())
+            console.fail("\n".join(verdict.failures) if as_json else "")
 
 
 async def _play(

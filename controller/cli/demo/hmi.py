@@ -16,7 +16,7 @@ async def counts_over_opcua(endpoint: str, line: str) -> dict[str, int]:
         Tag(
             name=f"line.{key}",
             address=OpcUaAddress(f"nsu=urn:linewright:{line};s=line.{key}"),
-            type=DataType.LINT,
+            type=DataType.DINT,
         )
         for key in KEYS
     ]

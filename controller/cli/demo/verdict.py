@@ -105,7 +105,7 @@ def judge(picture: Picture, truth: Mapping[str, Any], events: Iterable[AnyEvent]
     )
     committed = [e for e in events if isinstance(e, ChangeoverChanged) and e.step == "committed" and e.source]
     numbers_of = {e.id for e in committed}
-    return Verdict(line, stations, made, real, len(numbers_of), alarms, tuple(failures))
+    return Verdict(line, stations, made, real, len(numbers_of), alarms, failures=tuple(failures))
 
 
 def summary(verdict: Verdict, wall_s: float) -> RenderableType:
