@@ -89,5 +89,6 @@ def emit(value: object) -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that writes plain text where there is no terminal."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
+    """A console; where there is no terminal it writes plain text, wide enough for every table."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, width=None if terminal else 160)

@@ -148,8 +148,8 @@ def state_text(state: str) -> Text:
     return Text(f"{SHAPES.get(state, '?')} {state}", style=ABNORMAL.get(state, ""))
 
 
-def header(picture: Picture, extra: str = "") -> RenderableType:
-    """The line: state, mode, recipe, product, counts and links."""
+def header(picture: Picture, extra: str = "", *, brief: bool = False) -> RenderableType:
+    """The line: state, mode, recipe, product, counts and links; ``brief`` keeps every text on one line."""
     head = Text()
     head.append(f"{picture.hello.line} ", style="bold")
     head.append_text(state_text(picture.state(LINE)))
@@ -166,7 +166,7 @@ def header(picture: Picture, extra: str = "") -> RenderableType:
             second.append(f"{plc} ✓ ")
         else:
             second.append(f"{plc} ✗ not connected ", style="bold red")
-    rows: list[RenderableType] = [head, second]
+    rows = [head, second]
     step = str(picture.values.get("line.changeover_step") or "")
     if step and step != "committed":
         detail = str(picture.values.get("line.changeover_detail") or "")
@@ -176,18 +176,22 @@ def header(picture: Picture, extra: str = "") -> RenderableType:
         rows.append(Text(f"the line is blocked: {block}", style="yellow"))
     if advice := picture.advice(LINE):
         rows.append(Text(advice, style=QUIET))
+    if brief:
+        for row in rows:
+            row.no_wrap, row.overflow = True, "ellipsis"
     return Group(*rows)
 
 
-def station_table(picture: Picture) -> Table:
-    """A row per station, in the order of the flow."""
-    table = Table(box=None, pad_edge=False, header_style=QUIET, expand=True)
+def station_table(picture: Picture, *, reasons: bool = True) -> Table:
+    """A row per station, in the order of the flow; ``reasons`` adds them, cut to one line."""
+    table = Table(box=None, pad_edge=False, header_style=QUIET, expand=reasons)
     for name in ("station", "state", "mode"):
         table.add_column(name, no_wrap=True)
     for name in ("in", "good", "rejected", "in process"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("flow", no_wrap=True)
-    table.add_column("reason", ratio=1)
+    if reasons:
+        table.add_column("reason", ratio=1, no_wrap=True, overflow="ellipsis")
     for name in picture.stations:
         base = prefix(name)
         counts = ["–" if n is None else str(n) for n in picture.counts(name).values()]
@@ -199,7 +203,7 @@ def station_table(picture: Picture) -> Table:
             Text(picture.text(f"{base}.unit_mode_text"), style=QUIET),
             *counts,
             Text(", ".join(flow)),
-            Text(picture.advice(name), style="" if state in ABNORMAL else QUIET),
+            *([Text(picture.advice(name), style="" if state in ABNORMAL else QUIET)] if reasons else []),
         )
     return table
 
@@ -223,5 +227,8 @@ def alarm_table(picture: Picture) -> RenderableType:
 
 
 def page(picture: Picture) -> RenderableType:
-    """What ``status`` shows."""
-    return Group(header(picture), Text(), station_table(picture), Text(), alarm_table(picture))
+    """What ``status`` shows: as the live view, with every reason at full length below."""
+    parts: list[RenderableType] = [header(picture), Text(), station_table(picture, reasons=False), Text()]
+    reasons = [(name, picture.advice(name)) for name in picture.stations]
+    parts += [Text(f"{name}: {reason}", style=QUIET) for name, reason in reasons if reason]
+    return Group(*parts, alarm_table(picture))

@@ -93,6 +93,7 @@ class LineLogic:
             for plc in self.image.layout.plcs
         }
         self._output_alarms: dict[str, tuple[Alarm, set[str]]] = {}
+        self._concerns: dict[str, str] = {}
         self._counted: dict[str, tuple[int, int]] = {}
         self._product_before = ""
         self.alarms_on_change(parts)
@@ -107,6 +108,8 @@ class LineLogic:
         context = self.context
         context.now_ns, context.utc_ns, context.events = now_ns, utc_ns, []
         links, reports = self.image.latch(now_ns, buffer)
+        if self._concerns:
+            self._tell_concerns()
         for link in links:
             self._link_changed(link)
         for report in reports:
@@ -148,9 +151,18 @@ class LineLogic:
             for point, value in station.parts.safe.items()
         }
 
-    def note(self, text: str) -> Note:
-        """A note for the record, stamped with the last scan's time."""
-        return Note(at=self.context.utc_ns, text=text)
+    def concern(self, name: str, text: str) -> None:
+        """From the next scan on, an alarm of the line about the controller itself; an empty text clears it."""
+        self._concerns[name] = text
+
+    def _tell_concerns(self) -> None:
+        for name, text in self._concerns.items():
+            alarm = self.alarms.get("line", AlarmSpec(name, text, priority=4))
+            if text:
+                self.alarms.activate(alarm, text)
+            else:
+                self.alarms.clear(alarm)
+        self._concerns.clear()
 
     def restore(self, counts: Mapping[str, CountsChanged], recipe: str | None) -> None:
         """Go on from a record: counts with the PLC values that they rest on, and the recipe last in force."""

@@ -64,6 +64,9 @@ class Logic(Protocol):
     def safe_outputs(self) -> Mapping[str, Value]:
         """Every output that has a safe value, with it."""
 
+    def concern(self, name: str, text: str) -> None:
+        """Raise (or, with an empty text, clear) an alarm of the line about the controller itself."""
+
 
 class View(Protocol):
     """What is to be seen of the line after a scan."""
@@ -391,6 +394,10 @@ class ScanLoop:
     def _watch_journal(self) -> None:
         before, now = self._health, self._journal.poll()
         self._health = now
+        if before.healthy != now.healthy:
+            refused = "commands other than stop, abort and hold are refused"
+            text = "" if now.healthy else f"no record can be kept: {now.reason}; {refused}; make room or mend the disk"
+            self._logic.concern("journal", text)
         if before.healthy and not now.healthy:
             self._refused = 0
             self.note(f"no record can be kept: {now.reason}; only stop, abort and hold are taken")

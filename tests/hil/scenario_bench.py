@@ -6,13 +6,16 @@ Nothing here looks away: a wait that is not fulfilled fails with the states and 
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from controller.core.commands import Command, CommandQueue, Reply
 from controller.core.events import AnyEvent
 from controller.core.packml import State, Trigger
 from drivers.port import Value
-from hil.bench import SECOND, Bench
+from hil.bench import SECOND, Bench, line_folder
 
 MACHINES = {"infeed": "wet", "filler": "wet", "capper": "dry", "labeler": "dry", "packer": "wet"}
 """Stations with a run bit, and the PLC that holds it."""
@@ -199,3 +202,14 @@ class Scene:
         assert counts["in_process"] == 0
         assert self.run_bits() == []
         return counts
+
+
+def line_with_estop_inputs(folder: Path, *inputs: str) -> Path:
+    """A copy of the bottling line whose emergency stop is seen through these inputs; returns its line.yaml."""
+    source = line_folder("bottling")
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    file = folder / "line.yaml"
+    text, count = re.subn(r"(?m)^  estop: \[.*\]$", f"  estop: [{', '.join(inputs)}]", file.read_text())
+    assert count == 1
+    file.write_text(text)
+    return file

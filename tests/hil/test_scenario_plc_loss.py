@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
-from scenario_bench import STATIONS, Scene
+from scenario_bench import STATIONS, Scene, line_with_estop_inputs
 
 from controller.core.events import CountsChanged, LinkChanged
 from controller.core.packml import State
 from hil.bench import SECOND, Bench
 
-PLCS = ("wet", "dry", "inspect")
+ESTOP = {"wet": "infeed.estop_ok", "dry": "capper.estop_ok", "inspect": "checkweigher.estop_ok"}
+PLCS = tuple(ESTOP)
 
 
 def stations_of(plc: str) -> list[str]:
@@ -39,18 +41,20 @@ def bad_tags(scene: Scene, plc: str) -> list[str]:
 
 
 @pytest.mark.parametrize("plc", PLCS)
-def test_a_plc_is_killed_and_comes_back(plc: str) -> None:
+def test_a_plc_is_killed_and_comes_back(plc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = line_with_estop_inputs(tmp_path / "line", *(tag for name, tag in ESTOP.items() if name != plc))
+    monkeypatch.setattr("hil.bench.line_folder", lambda _: line.parent)
     scene = Scene(seed=11)
     world = scene.bench.world
     scene.bring_up()
     reads = reads_by_plc(scene)
-    scene.run(10)
+    scene.run(12)
     usual = dict(reads)
     others = [name for name in PLCS if name != plc]
 
     world.inject("plc_kill", plc=plc)
     scene.step()
-    assert scene.active()[f"plc_{plc}"].startswith(f"PLC {plc} ")
+    assert scene.active()[f"line.plc_{plc}"].startswith(f"PLC {plc} ")
     assert {scene.states[name] for name in stations_of(plc)} == {State.ABORTED}, "aborted in the scan that saw it"
     scene.until(lambda: scene.line is State.HELD, 15, "the line Held")
     assert any(name in scene.bench.logic.line.stop_reason for name in stations_of(plc)), "the reason names a station"
@@ -64,7 +68,7 @@ def test_a_plc_is_killed_and_comes_back(plc: str) -> None:
         assert [tag for name in others for tag in bad_tags(scene, name)] == []
 
     scene.each_step.append(others_are_good)
-    scene.run(10)
+    scene.run(12)
     assert {name: reads[name] for name in others} == {name: usual[name] for name in others}
     assert reads[plc] == 0
     assert world.truth()["stations"] == before, "nothing moved"
@@ -77,7 +81,7 @@ def test_a_plc_is_killed_and_comes_back(plc: str) -> None:
 
     world.clear("plc_kill", plc=plc)
     scene.run(5)
-    assert f"plc_{plc}" not in scene.active()
+    assert f"line.plc_{plc}" not in scene.active()
     assert {scene.states[name] for name in stations_of(plc)} == {State.ABORTED}, "a PLC that is back starts nothing"
     assert scene.running() == []
     scene.recover(*stations_of(plc))

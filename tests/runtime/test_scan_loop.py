@@ -38,6 +38,10 @@ class FakeLogic:
         self.times: list[tuple[int, int]] = []
         self.on_scan: Callable[[FakeResult], None] = lambda result: None
         self.takes_ns = 0
+        self.concerns: list[tuple[str, str]] = []
+
+    def concern(self, name: str, text: str) -> None:
+        self.concerns.append((name, text))
 
     def scan(self, now_ns: int, utc_ns: int, buffer: InputBuffer, commands: Iterable[Command]) -> FakeResult:
         self.times.append((now_ns, utc_ns))
@@ -394,6 +398,8 @@ class TestJournalTrouble:
         texts = rig.journal.texts()
         assert len(texts) == 2
         assert "no record can be kept: disk full" in texts[0]
+        assert [name for name, _ in rig.logic.concerns] == ["journal", "journal"]
+        assert "make room or mend the disk" in rig.logic.concerns[0][1] and not rig.logic.concerns[1][1]
         assert "2 events were late, 40 are lost" in texts[1] and "1 commands were refused" in texts[1]
 
     def test_events_still_go_north(self, rig: Rig) -> None:

@@ -101,7 +101,14 @@ class LiveScreen:
         parts: list[RenderableType] = []
         if self._picture is not None:
             picture = self._picture
-            parts += [header(picture, elapsed), Text(), station_table(picture), Text(), alarm_table(picture), Text()]
+            parts += [
+                header(picture, elapsed, brief=True),
+                Text(),
+                station_table(picture),
+                Text(),
+                alarm_table(picture),
+                Text(),
+            ]
         else:
             parts.append(Text(f"starting the bench and the controller   {elapsed}", style=QUIET))
         room = max(3, self._live.console.height - AROUND)
