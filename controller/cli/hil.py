@@ -166,10 +166,9 @@ def line_file(line: str) -> Path:
 
 
 def _lines() -> Path:
-    import hil  # noqa: PLC0415
+    from hil import lines  # noqa: PLC0415
 
-    assert hil.__file__ is not None
-    return Path(hil.__file__).parent / "lines"
+    return Path(lines.__file__).parent
 
 
 def _known(line: str) -> None:

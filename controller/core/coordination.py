@@ -100,7 +100,12 @@ class LineBehaviour(Behaviour):
 
     def holding(self) -> Steps:
         """Hold every station that runs, from the first to the last."""
-        yield self._drive(T.HOLD, lambda s: s.state in SETTLED_FOR_HOLD, "hold")
+        yield self._drive(
+            T.HOLD,
+            # an edition without Hold from Suspended leaves a station that waits where it waits
+            lambda s: s.state in SETTLED_FOR_HOLD or (s.state is S.SUSPENDED and s.machine.target(T.HOLD) is None),
+            "hold",
+        )
 
     def unholding(self) -> Steps:
         """Bring the stations back from the last to the first, those that were reset meanwhile included."""

@@ -169,9 +169,11 @@ class ProcessImage:
     def write(self, slot: int, value: Value) -> None:
         """Want ``value`` on an output from this scan on.
 
-        It is told to the PLC when it is new, and again when the PLC reads back something else.
+        It is told to the PLC when it is new, and again when the PLC reads back something else, or something BAD
+        (a set-point that the PLC lost reads 0, which may be out of its range).
         """
-        elsewhere = self.bad[slot] is None and self.values[slot] != value
+        bad = self.bad[slot]
+        elsewhere = bad != NEVER_READ and (bad is not None or self.values[slot] != value)
         if elsewhere or self.out[slot] != value or type(self.out[slot]) is not type(value):
             self.out[slot] = value
             self.changed_out[slot] = value

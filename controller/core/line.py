@@ -230,9 +230,10 @@ class LineLogic:
             text = "an output could not be written"
             entry = (self.alarms.get(station, AlarmSpec("output_failed", text, priority=3)), set())
             self._output_alarms[station] = entry
-        entry[1].add(report.tag)
         value = report.value
-        self.alarms.activate(entry[0], f"writing {report.tag} = {value} ended {report.outcome}: {report.reason}")
+        if report.tag not in entry[1]:  # repeated attempts are recorded, but are no new alarm
+            entry[1].add(report.tag)
+            self.alarms.activate(entry[0], f"writing {report.tag} = {value} ended {report.outcome}: {report.reason}")
         self.context.events.append(
             OutputFailed(
                 at=self.context.utc_ns,

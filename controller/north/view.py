@@ -13,7 +13,7 @@ from typing import Literal
 from controller.core.commands import LINE
 from controller.core.image import ProcessImage
 from controller.core.line import LineLogic
-from controller.core.packml import COMMANDS, State
+from controller.core.packml import COMMANDS, Machine, State
 from controller.core.station import Station
 from controller.north.frames import PROTOCOL, CommandInfo, Hello, Node, Scalar, StationInfo
 from drivers.port import DataType, Tag
@@ -127,6 +127,9 @@ class LineView:
         self._add(f"{prefix}.unit_mode_text", "str", lambda: machine.mode.name)
         self._add(f"{prefix}.state_time", "int", lambda: machine.time_in_state_ns(logic.context.now_ns) // 10**9,
                   unit="s", description="Time since the present state was entered")  # fmt: skip
+        for state in State:
+            self._add(f"{prefix}.times.{state.name.lower()}", "int", partial(_state_time, logic, machine, state),
+                      unit="s", description=f"Time in {state.text} since start-up, in this unit mode")  # fmt: skip
         self._add(f"{prefix}.stop_reason", "str", lambda: unit.stop_reason)
         self._add(f"{prefix}.first_out", "str", lambda: unit.first_out,
                   description="What went wrong first, since the last recovery")  # fmt: skip
@@ -195,6 +198,10 @@ def _kind(tag: Tag) -> Kind:
     if tag.type is DataType.STRING:
         return "str"
     return "float" if tag.scaled or tag.type in (DataType.REAL, DataType.LREAL) else "int"
+
+
+def _state_time(logic: LineLogic, machine: Machine, state: State) -> int:
+    return machine.total_ns(machine.mode, state, logic.context.now_ns) // 10**9
 
 
 def _down_reason(logic: LineLogic, plc: str) -> str:

@@ -119,16 +119,12 @@ class Outputs:
             self._todo[tag] = 0
 
     def seen(self, tag: str, found: Value | None) -> None:
-        """A reading taken after the last write: what no longer holds is no longer confirmed.
+        """A reading taken after the last write: what no longer holds, or reads BAD (``None``), is not confirmed now.
 
         It is not written again by itself (the PLC, or somebody at its panel, had a reason); the scan sees the
         difference, acts on it, and may ask again.
         """
-        if (
-            tag in self._confirmed
-            and found is not None
-            and not codec.same(self._tags[tag], self._confirmed[tag], found)
-        ):
+        if tag in self._confirmed and not codec.same(self._tags[tag], self._confirmed[tag], found):
             del self._confirmed[tag]
             self._todo.pop(tag, None)
 

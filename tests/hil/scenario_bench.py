@@ -169,6 +169,10 @@ class Scene:
             self.until(lambda: not logic.line.obstacles(Trigger.CLEAR), 10, "nothing against Clear")
             self.must("line", "clear")
             self.until(lambda: self.line is State.STOPPED, 20, "the line Stopped")
+        aborted = [name for name, state in self.states.items() if state is State.ABORTED]
+        for name in aborted:
+            self.must(name, "clear", "technician")
+        self.until(lambda: State.CLEARING not in self.states.values(), 20, f"{aborted} cleared")
         self.must("line", "reset")
         self.until(lambda: self.line is State.IDLE, 20, "the line Idle")
 
@@ -176,6 +180,14 @@ class Scene:
         """From Idle to Execute."""
         self.must("line", "start")
         self.until(lambda: self.line is State.EXECUTE, 40, "the line in Execute")
+
+    def to_recipe(self, recipe: str) -> None:
+        """Change the standing line over, or load the recipe again."""
+        logic = self.bench.logic
+        self.must("line", "changeover", recipe=recipe)
+        self.until(lambda: logic.changeover is None, 60, f"{recipe} loaded")
+        assert logic.last_changeover is not None
+        assert logic.last_changeover.committed, logic.last_changeover.detail
 
     def bring_up(self, flow: bool = True) -> None:
         """From power-on to bottles at the end of the line."""
