@@ -46,6 +46,8 @@ class LossLedger:
                     self._end(name, context)
                 continue
             cause = self.cause(name, stations)
+            if stop is not None and cause != name and stations[cause].state is S.EXECUTE:
+                cause = stop.cause  # all are running again: the gap that it made is still on its way through the line
             if stop is not None and stop.cause != cause:
                 self._end(name, context)
                 stop = None

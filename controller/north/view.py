@@ -23,6 +23,11 @@ Getter = Callable[[], Scalar]
 Extras = Mapping[str, tuple[Kind, str, Getter]]
 """More variables from outside the scan (link statistics, scan times): path → (type, unit, getter)."""
 
+RAW_RANGES: dict[DataType, tuple[float, float]] = {
+    DataType.SINT: (-128, 127), DataType.USINT: (0, 255), DataType.INT: (-32768, 32767), DataType.UINT: (0, 65535),
+    DataType.DINT: (-(2**31), 2**31 - 1),
+}  # fmt: skip
+"""Ranges of integer tags that declare none, so that a client knows how wide a type it needs."""
 STATES = {s.value: s.text for s in State}
 
 
@@ -129,7 +134,8 @@ class LineView:
                   unit="s", description="Time since the present state was entered")  # fmt: skip
         for state in State:
             self._add(f"{prefix}.times.{state.name.lower()}", "int", partial(_state_time, logic, machine, state),
-                      unit="s", description=f"Time in {state.text} since start-up, in this unit mode")  # fmt: skip
+                      unit="s", low=0, high=2**31 - 1,
+                      description=f"Time in {state.text} since start-up, in this unit mode")  # fmt: skip
         self._add(f"{prefix}.stop_reason", "str", lambda: unit.stop_reason)
         self._add(f"{prefix}.first_out", "str", lambda: unit.first_out,
                   description="What went wrong first, since the last recovery")  # fmt: skip
@@ -188,8 +194,11 @@ class LineView:
             owner = f"stations.{group}" if group in logic.stations else f"groups.{group}"
             slot = image.layout.slots[tag.name]
             self._tags.append((len(self.nodes), slot))
-            self._add(f"{owner}.tags.{point}", _kind(tag), partial(_good_value, image, slot),
-                      unit=tag.unit, description=tag.description, low=tag.low, high=tag.high)  # fmt: skip
+            kind = _kind(tag)
+            low, high = RAW_RANGES.get(tag.type, (None, None)) if kind == "int" else (None, None)
+            self._add(f"{owner}.tags.{point}", kind, partial(_good_value, image, slot),
+                      unit=tag.unit, description=tag.description,
+                      low=low if tag.low is None else tag.low, high=high if tag.high is None else tag.high)  # fmt: skip
 
 
 def _kind(tag: Tag) -> Kind:

@@ -60,7 +60,7 @@ def test_ctrl_c_and_a_killed_controller_leave_nothing_behind(tmp_path: Path) -> 
     interrupted, killed = tmp_path / "interrupted", tmp_path / "killed"
     for folder in (interrupted, killed):
         folder.mkdir()
-    first, second = start(interrupted), start(killed)
+    first, second = start(interrupted), start(killed, "--json")
     try:
         controller = None
         end = time.monotonic() + 40
@@ -75,8 +75,9 @@ def test_ctrl_c_and_a_killed_controller_leave_nothing_behind(tmp_path: Path) -> 
         _, said = first.communicate(timeout=30)
         assert first.returncode == 130, said
         assert "interrupted" in said
-        _, said = second.communicate(timeout=30)
+        out, said = second.communicate(timeout=30)
         assert second.returncode == 1
+        assert json.loads(out.splitlines()[-1])["ok"] is False
         assert "failed:" in said
         assert "controller.log" in said, "no tail of the logs"
     finally:

@@ -71,6 +71,9 @@ def perform(act: Act, *, seed: int, keep: bool, as_json: bool, limit_s: float, l
             console.say("interrupted: bench and controller were stopped, nothing is left")
             raise
         except Exception as error:
+            if as_json:
+                wall_s = round(time.monotonic() - start, 3)
+                console.emit({"ok": False, "wall_s": wall_s, "failures": list(dict.fromkeys(_words(error)))})
             _report(error, children, folder, keep=keep)
         finally:
             children.kill()  # for what a second Ctrl-C left over

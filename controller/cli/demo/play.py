@@ -153,8 +153,9 @@ class Play:
         """Compare with the plant. The line is at rest; its last counts get a moment to come up."""
         end = time.monotonic() + SETTLE_S
         while True:
-            rows = read(self._stage.journal, kinds=("counts", "alarm", "changeover"), limit=1_000_000)
-            verdict = judge(self.now, await self._stage.control.truth(), [row.event for row in rows])
+            rows = read(self._stage.journal, limit=1_000_000)
+            truth = await self._stage.control.truth()
+            verdict = judge(self.now, truth, [row.event for row in rows])
             if verdict.ok or time.monotonic() > end:
                 break
             await asyncio.sleep(DRAW_S)
@@ -169,7 +170,13 @@ class Play:
             if c["good"] < bottles
         ]
         opcua = await self._over_opcua(failures)
-        return replace(verdict, opcua=opcua, failures=tuple(failures))
+        facts = {
+            "sim_s": round(truth["now_s"], 3),
+            "scans": self.now.number("line.scan_count"),
+            "overruns": self.now.number("line.scan_overruns"),
+            "event_log_sha256": rows[-1].hash,  # each row's hash covers all rows before it
+        }
+        return replace(verdict, opcua=opcua, facts=facts, failures=tuple(failures))
 
     async def _over_opcua(self, failures: list[str]) -> dict[str, int]:
         """The line's counts as a client of the gateway sees them; what is wrong there is added to the failures."""

@@ -50,6 +50,8 @@ class Verdict:
     alarms: tuple[Mapping[str, object], ...]
     opcua: Counts = field(default_factory=dict)
     """The line's counts as an OPC UA client sees them."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What else is to be told to programs: plant time, scans, overruns, the hash of the record."""
     failures: tuple[str, ...] = field(default=())
 
     @property
@@ -143,6 +145,9 @@ def as_json(verdict: Verdict, wall_s: float) -> dict[str, object]:
     return {
         "ok": verdict.ok,
         "wall_s": round(wall_s, 3),
+        **verdict.facts,
+        "good": verdict.line.ours["good"],
+        "rejected": verdict.line.ours["rejected"],
         "line": dict(verdict.line.ours),
         "plant": dict(verdict.line.plant),
         "products": {name: dict(counts) for name, counts in verdict.products.items()},
