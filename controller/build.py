@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from controller.config import model
@@ -94,10 +95,7 @@ class _Builder:
             on_station_abort=head.on_station_abort,
             on_station_hold=head.on_station_hold,
         )
-        estop = tuple(
-            self._interlock(f"estop_{n}", text, "abort", f"Emergency stop: {text} is lost")
-            for n, text in enumerate(head.estop, 1)
-        )
+        estop = self._estop(head)
         behaviour = LineBehaviour("line", settings, tuple(stations.values()))
         line = Station("line", self._machine(), behaviour, Parts(interlocks=estop), self.alarms, self.context)
         parts = LineParts(
@@ -113,6 +111,22 @@ class _Builder:
             station_of_tag=self.station_of_tag,
         )
         return LineLogic(parts, head.recipe), InputBuffer(self.layout)
+
+    def _estop(self, head: model.LineHead) -> tuple[Interlock, ...]:
+        """One interlock per emergency stop condition; see ``estop_on_loss`` for what an unreadable one does."""
+        conditions = [self._condition(text) for text in head.estop]
+
+        def holds(condition: Condition) -> bool | None:
+            value = condition()
+            if value is None and head.estop_on_loss == "station":
+                others = [other() for other in conditions]
+                return True if True in others and False not in others else None
+            return value
+
+        return tuple(
+            Interlock(f"estop_{n}", partial(holds, c), "abort", f"Emergency stop: {c.text} is lost", c.why)
+            for n, c in enumerate(conditions, 1)
+        )
 
     # --- the PackML model ---------------------------------------------------------------------------------
 

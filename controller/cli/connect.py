@@ -15,6 +15,9 @@ from controller.cli.picture import Picture
 from controller.north.client import NorthClient, NorthClosed
 from controller.runtime.instance import runtime_dir, state_dir
 
+SOCKET, JOURNAL = "north.sock", "journal.db"
+SYSTEM_RUN, SYSTEM_STATE = Path("/run/linewright"), Path("/var/lib/linewright")
+"""Where the units in deploy/ keep the lines' sockets and journals."""
 LineName = Annotated[
     str | None,
     typer.Option(
@@ -59,20 +62,10 @@ def socket_path(line: str | None, socket: Path | None) -> Path:
     """The socket that is meant. Raises :class:`console.CliError` when that cannot be told."""
     if socket is not None:
         return socket
-    if line is not None:
-        return runtime_dir(line) / "north.sock"
     if os.environ.get("RUNTIME_DIRECTORY") or os.environ.get("STATE_DIRECTORY"):
-        return runtime_dir("") / "north.sock"
-    running = _lines_with("north.sock")
-    if len(running) == 1:
-        return runtime_dir(running[0]) / "north.sock"
-    if running:
-        console.fail(f"several lines run here: {', '.join(running)}; say which with --line", console.Exit.USAGE)
-    console.fail(
-        f"no line runs here for this user (looked in {state_dir('x').parent}); start one with "
-        "`linewright run LINE.YAML`, or give the socket of a line run by somebody else with --socket",
-        console.Exit.NO_CONNECTION,
-    )
+        return runtime_dir(line or "") / SOCKET
+    return _one(_found(SOCKET, SYSTEM_RUN), line, SOCKET, "line running here", console.Exit.NO_CONNECTION,
+                "start one with `linewright run LINE.YAML`, or name its socket with --socket")  # fmt: skip
 
 
 @contextlib.asynccontextmanager
@@ -100,25 +93,28 @@ def journal_path(line: str | None, state: Path | None, journal: Path | None) -> 
     if journal is not None:
         return journal
     if state is not None:
-        return state / "journal.db"
-    if line is not None:
-        return state_dir(line) / "journal.db"
+        return state / JOURNAL
     if os.environ.get("STATE_DIRECTORY"):
-        return state_dir("") / "journal.db"
-    known = _lines_with("journal.db")
-    if len(known) == 1:
-        return state_dir(known[0]) / "journal.db"
-    where = state_dir("x").parent
-    if known:
-        console.fail(f"there are journals of several lines: {', '.join(known)}; say which with --line",
+        return state_dir(line or "") / JOURNAL
+    return _one(_found(JOURNAL, SYSTEM_STATE), line, JOURNAL, "journal", console.Exit.USAGE,
+                "give --state-dir or --journal")  # fmt: skip
+
+
+def _found(name: str, system: Path) -> dict[str, Path]:
+    """Files of this name by line: this user's lines, and those that systemd runs."""
+    found: dict[str, Path] = {}
+    for base in (system, state_dir("x").parent):
+        with contextlib.suppress(OSError):  # not there, or not for this user to look into
+            found |= {folder.name: folder / name for folder in base.iterdir() if (folder / name).exists()}
+    return found
+
+
+def _one(found: dict[str, Path], line: str | None, name: str, what: str, code: console.Exit, remedy: str) -> Path:
+    if line is not None:
+        return found.get(line) or state_dir(line) / name
+    if len(found) > 1:
+        console.fail(f"there is more than one {what}: {', '.join(sorted(found))}; say which with --line",
                      console.Exit.USAGE)  # fmt: skip
-    console.fail(f"there is no journal below {where}; give --state-dir or --journal", console.Exit.USAGE)
-
-
-def _lines_with(name: str) -> list[str]:
-    """Names of this user's lines whose state directory holds a file of this name."""
-    base = state_dir("x").parent
-    try:
-        return sorted(p.name for p in base.iterdir() if (p / name).exists())
-    except OSError:
-        return []
+    if not found:
+        console.fail(f"there is no {what} for this user (looked in {state_dir('x').parent}); {remedy}", code)
+    return next(iter(found.values()))

@@ -283,6 +283,9 @@ class LineHead(Model):
     scan_ms: int = Field(100, ge=10, le=10_000)
     estop: tuple[Expression, ...] = ()
     """Conditions that must hold; when one does not, every station aborts in the same scan."""
+    estop_on_loss: Literal["abort", "station"] = "abort"
+    """What an emergency stop input does that cannot be read: ``abort`` the line, or, as long as another one is read
+    and good, leave it to ``on_loss`` of the PLC that is lost (``station``)."""
     packml: PackmlOptions = PackmlOptions()
     modes: dict[Name, UnitMode] = {}
     start_limit_s: float = Field(60.0, gt=0, le=3600)

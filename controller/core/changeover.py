@@ -111,6 +111,7 @@ class Changeover:
         self.recipe, self.committed = self.new, True
         self._tell("committed", f"{self.new.id} {self.new.version} is in force")
         if self.start:
+            yield None  # the line takes note of the recipe first, and forgets what blocked it before
             yield from self._restart()
 
     def _back(self) -> Steps:

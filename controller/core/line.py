@@ -212,7 +212,7 @@ class LineLogic:
         if link.up:
             self.alarms.clear(alarm)
         else:
-            place = f" ({where})" if where else ""
+            place = f" ({where})" if where and where not in link.reason else ""
             self.alarms.activate(alarm, f"PLC {link.plc}{place} is not connected: {link.reason}")
         self.context.events.append(LinkChanged(at=self.context.utc_ns, plc=link.plc, up=link.up, reason=link.reason))
 
@@ -231,7 +231,8 @@ class LineLogic:
             entry = (self.alarms.get(station, AlarmSpec("output_failed", text, priority=3)), set())
             self._output_alarms[station] = entry
         value = report.value
-        if report.tag not in entry[1]:  # repeated attempts are recorded, but are no new alarm
+        lost = not self.image.up[self.image.layout.plc_of[report.tag]]  # then the PLC's own alarm tells the cause
+        if not lost and report.tag not in entry[1]:  # repeated attempts are recorded, but are no new alarm
             entry[1].add(report.tag)
             self.alarms.activate(entry[0], f"writing {report.tag} = {value} ended {report.outcome}: {report.reason}")
         self.context.events.append(

@@ -146,8 +146,11 @@ class Station:
         self._self_suspended = False
         self._fire(trigger, trigger.name.lower(), reason)
 
-    def obstacles(self, trigger: Trigger) -> list[str]:
-        """Why the equipment does not allow this command now; empty if it does. The state is not looked at."""
+    def obstacles(self, trigger: Trigger, *, later: bool = False) -> list[str]:
+        """Why the equipment does not allow this command now; empty if it does. The state is not looked at.
+
+        With ``later`` the command is not the next one due, and what the kind itself has against it is left out.
+        """
         needed = NEEDED.get(trigger)
         if needed is None:
             return []
@@ -165,7 +168,7 @@ class Station:
             against += [p.explain() for p in self.parts.permissives if p.condition() is not True]
         if block := self.line_block(trigger):
             against.append(block)
-        return against + self.behaviour.obstacles(trigger)
+        return against if later else against + self.behaviour.obstacles(trigger)
 
     def why_not_start(self) -> list[str]:
         """Answers "why can't it start?": the way through the states first, then every obstacle."""
@@ -184,7 +187,7 @@ class Station:
             reasons.append(f"first out: {self.first_out}")
         seen: list[str] = []
         for wanted in (trigger, T.START):
-            seen += [o for o in self.obstacles(wanted) if o not in seen]
+            seen += [o for o in self.obstacles(wanted, later=wanted is not trigger) if o not in seen]
         return reasons + seen
 
     # --- the scan, in the order in which the line calls it ----------------------------------------------

@@ -139,17 +139,17 @@ def test_nobody_there_is_exit_3_and_names_the_socket(cli, tmp_path: Path) -> Non
 def test_without_a_name_the_only_line_here_is_meant(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "LINEWRIGHT_SOCKET", "LINEWRIGHT_LINE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("controller.cli.connect.SYSTEM_RUN", tmp_path / "run")
     nothing = cli("status")
-    assert (nothing.code, "no line runs here" in nothing.err) == (3, True)
-    for name in ("one", "two"):
-        folder = tmp_path / "linewright" / name
+    assert (nothing.code, "there is no line running here" in nothing.err) == (3, True)
+    for folder in (tmp_path / "home" / "linewright" / "one", tmp_path / "run" / "two"):
         folder.mkdir(parents=True)
         (folder / "north.sock").touch()
     several = cli("status")
     assert (several.code, "one, two" in several.err) == (2, True)
     named = cli("status", "--line", "two")
-    assert (named.code, "linewright/two/north.sock" in named.err) == (3, True)
+    assert (named.code, "run/two/north.sock" in named.err) == (3, True)
 
 
 def test_ack_needs_an_alarm_or_all(cli, tmp_path: Path) -> None:
