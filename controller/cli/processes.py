@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+KILL_LIMIT_S = 5.0
 TAIL = 25
 """Lines of a child's log that are shown when something failed."""
 
@@ -51,8 +53,11 @@ class Children:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._children: list[Child] = []
+        self._others: set[int] = set()
+        """Children of this process that are not ours to end."""
 
     async def __aenter__(self) -> Self:
+        self._others = set(_orphans(set()))
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         return self
 
@@ -64,7 +69,6 @@ class Children:
                 await _stop(child)
         finally:
             self.kill()
-            _prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
     async def start(self, name: str, argv: Sequence[str], *, stop_s: float) -> Child:
         """Run ``linewright`` with these arguments as a child."""
@@ -101,16 +105,23 @@ class Children:
         return "\n".join(parts)
 
     def kill(self) -> None:
-        """End at once whatever is left, children's children included."""
-        for child in self._children:
-            if child.process.returncode is None:
-                _signal_group(child.process.pid, signal.SIGKILL)
-        for pid in _orphans({c.process.pid for c in self._children}):
+        """End at once whatever is left, children's children included. Blocks for a moment if there is something."""
+        left = [child.process.pid for child in self._children if child.process.returncode is None]
+        for pid in left:
             _signal_group(pid, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+        # What a child leaves behind becomes ours only when it has ended.
+        end = time.monotonic() + KILL_LIMIT_S
+        while any(map(_lives, left)) and time.monotonic() < end:
+            time.sleep(0.01)
+        known = self._others | {child.process.pid for child in self._children}
+        while (orphans := _orphans(known)) and time.monotonic() < end:
+            for pid in orphans:
+                _signal_group(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
 async def _stop(child: Child) -> None:
@@ -143,6 +154,14 @@ def _prctl(option: int, value: int) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(option, value, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process runs; one that ended and is not waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _orphans(known: set[int]) -> list[int]:

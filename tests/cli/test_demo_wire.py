@@ -56,6 +56,24 @@ def test_the_demo_starts_changes_over_survives_a_jam_and_adds_up(tmp_path: Path)
     assert processes_that_name(tmp_path) == []
 
 
+def test_sigterm_during_the_start_leaves_nothing_behind(tmp_path: Path) -> None:
+    demo = start(tmp_path)
+    try:
+        end = time.monotonic() + 30
+        while not list(tmp_path.glob("*/bench.log")):
+            assert time.monotonic() < end and demo.poll() is None
+            time.sleep(0.02)
+        demo.terminate()
+        _, said = demo.communicate(timeout=30)
+    finally:
+        demo.kill()
+        demo.communicate(timeout=10)
+    assert demo.returncode == 130, said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+    assert processes_that_name(tmp_path) == []
+
+
 def test_ctrl_c_and_a_killed_controller_leave_nothing_behind(tmp_path: Path) -> None:
     interrupted, killed = tmp_path / "interrupted", tmp_path / "killed"
     for folder in (interrupted, killed):
@@ -71,6 +89,8 @@ def test_ctrl_c_and_a_killed_controller_leave_nothing_behind(tmp_path: Path) -> 
                 controller = next(iter(_pids(killed, " run ")), None)
         time.sleep(0.5)  # somewhere in the middle of it; where does not matter
         first.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        first.send_signal(signal.SIGINT)  # impatient: the controller is not waited for, and must still be gone
         os.kill(controller, signal.SIGKILL)
         _, said = first.communicate(timeout=30)
         assert first.returncode == 130, said

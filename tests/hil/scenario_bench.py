@@ -216,12 +216,11 @@ class Scene:
         return counts
 
 
-def line_with_estop_inputs(folder: Path, *inputs: str) -> Path:
-    """A copy of the bottling line whose emergency stop is seen through these inputs; returns its line.yaml."""
-    source = line_folder("bottling")
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+def line_where_a_lost_estop_input_aborts(folder: Path) -> Path:
+    """A copy of the bottling line with the default for unreadable emergency stop inputs; returns its line.yaml."""
+    shutil.copytree(line_folder("bottling"), folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     file = folder / "line.yaml"
-    text, count = re.subn(r"(?m)^  estop: \[.*\]$", f"  estop: [{', '.join(inputs)}]", file.read_text())
+    text, count = re.subn(r"(?m)^  estop_on_loss: station.*$", "  estop_on_loss: abort", file.read_text())
     assert count == 1
     file.write_text(text)
     return file

@@ -157,8 +157,9 @@ def test_a_plc_dies_while_the_recipe_is_staged(plc: str) -> None:
     scene.run(15)
     assert scene.running() == []
     assert "the stations hold a mix of recipes" in scene.bench.logic.block
-    scene.must("line", "clear")
-    scene.until(lambda: scene.line is State.STOPPED, 20, "the line Stopped")
+    for name in [name for name, state in scene.states.items() if state is State.ABORTED]:
+        scene.must(name, "clear")
+    scene.until(lambda: State.CLEARING not in scene.states.values(), 20, "the stations cleared")
     scene.must("line", "reset")
     scene.until(lambda: scene.line is State.IDLE, 20, "the line Idle")
     for target in ("line", *STATIONS):

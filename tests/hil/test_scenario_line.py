@@ -24,7 +24,9 @@ from hil.bench import line_folder, run_shift
 # --- two people, one scan
 
 
-@pytest.mark.parametrize("presses", [("start", "stop"), ("stop", "start"), ("start", "start", "stop"), ("start", "abort")])
+@pytest.mark.parametrize(
+    "presses", [("start", "stop"), ("stop", "start"), ("start", "start", "stop"), ("start", "abort")]
+)
 def test_start_and_stop_in_one_scan(presses: Sequence[str]) -> None:
     """Stop and Abort go first, whoever was first at the button."""
     scene = Scene(seed=41)
@@ -191,6 +193,8 @@ def test_the_scan_is_a_function_of_its_inputs() -> None:
     scene.run(5)
     scene.bench.world.clear()
     scene.run(5)
+    scene.must("line", "stop")
+    scene.until(lambda: scene.bench.logic.at_rest, 30, "everything at rest")
     scene.to_idle()
     scene.must("line", "changeover", recipe="water_500")  # refused later on: bottles are on the line
     scene.run(5)
@@ -206,7 +210,9 @@ def test_the_scan_is_a_function_of_its_inputs() -> None:
             empty.readings[:] = readings
             empty.links.update(links)
             empty.reports.update(reports)
-            assert said(fresh.scan(now_ns, utc_ns, empty, commands)) == given[number], f"scan {number} of replay {replay}"
+            assert said(fresh.scan(now_ns, utc_ns, empty, commands)) == given[number], (
+                f"scan {number} of replay {replay}"
+            )
     assert buffer is not empty
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenario_bench import STATIONS, Scene, line_with_estop_inputs
+from scenario_bench import STATIONS, Scene, line_where_a_lost_estop_input_aborts
 
 from controller.core.events import ChangeoverChanged, CountsChanged, LinkChanged
 from controller.core.packml import State
@@ -42,9 +42,7 @@ def bad_tags(scene: Scene, plc: str) -> list[str]:
 
 
 @pytest.mark.parametrize("plc", PLCS)
-def test_a_plc_is_killed_and_comes_back(plc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = line_with_estop_inputs(tmp_path / "line", *(tag for name, tag in ESTOP.items() if name != plc))
-    monkeypatch.setattr("hil.bench.line_folder", lambda _: line.parent)
+def test_a_plc_is_killed_and_comes_back(plc: str) -> None:
     scene = Scene(seed=11)
     world = scene.bench.world
     scene.bring_up()
@@ -97,8 +95,12 @@ def test_a_plc_is_killed_and_comes_back(plc: str, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("plc", PLCS)
-def test_an_emergency_stop_input_that_is_lost_with_its_plc_aborts_the_line(plc: str) -> None:
-    """The reference line sees its chain through all three PLCs; what cannot be seen is not taken for closed."""
+def test_an_emergency_stop_input_that_is_lost_with_its_plc_aborts_the_line(
+    plc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default: what cannot be seen is not taken for closed."""
+    line = line_where_a_lost_estop_input_aborts(tmp_path / "line")
+    monkeypatch.setattr("hil.bench.line_folder", lambda _: line.parent)
     scene = Scene(seed=12)
     scene.bring_up()
     scene.bench.world.inject("plc_kill", plc=plc)
@@ -151,20 +153,18 @@ def test_zeroed_set_points_start_nothing(plc: str, monkeypatch: pytest.MonkeyPat
     scene.run(3)
     mine = stations_of(plc)
     assert any("out of order" in text for text in scene.active().values()), "the alarm says what is not taken"
-    scene.must("line", "clear")
-    scene.until(lambda: scene.line is State.STOPPED, 20, "the line Stopped")
-    scene.must("line", "reset")
-    scene.until(lambda: scene.line is State.IDLE, 20, "the line Idle")
-    for target in ("line", *mine):
-        refused = scene.order(target, "start")
+    scene.until(lambda: scene.line is State.HELD, 15, "the line Held")
+    scene.recover(*mine)
+    for target, command in (("line", "unhold"), *((name, "start") for name in mine)):
+        refused = scene.order(target, command)
         assert not refused.accepted
         assert "recipe is not in force" in refused.reason, refused.reason
     assert scene.running() == []
 
     monkeypatch.setattr(memory, "write", write)
-    scene.run(5)
-    scene.to_recipe("water_330")
-    scene.start()
+    scene.run(8)
+    scene.must("line", "unhold")
+    scene.until(lambda: scene.line is State.EXECUTE, 40, "the line in Execute")
     scene.produce(5)
     scene.finish()
 

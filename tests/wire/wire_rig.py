@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shutil
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ STATIONS = {"infeed": "wet", "filler": "wet", "capper": "dry", "labeler": "dry",
             "packer": "wet"}  # fmt: skip
 COLUMNS = {"infeed": "infeed_count", "good": "good_count", "in_process": "in_process"}
 UP_LIMIT_S = 30.0
+RATE = 2
+"""Plant seconds per second: a bottle then passes the line in eight. The PLCs' watchdogs are as much shorter."""
 LOOPBACK = re.compile(r"127\.0\.0\.1$")
 
 
@@ -56,7 +59,7 @@ class Rig:
     async def serve_plant(self) -> None:
         """Start the plant; on return its servers listen."""
         endpoints, control = self.folder / "endpoints.json", self.folder / "hil.sock"
-        argv = ["hil", "serve", "bottling", "--seed=3", f"--endpoints={endpoints}", f"--control={control}"]
+        argv = ["hil", "serve", "bottling", "--seed=3", f"--rate={RATE}", f"--endpoints={endpoints}", f"--control={control}"]
         child = await self.children.start("plant", argv, stop_s=4)
         await self.eventually(lambda: endpoints.exists() or child.process.returncode is not None, "the plant listens")
         for plc in (await asyncio.to_thread(endpoints.read_text)).split('"'):
@@ -83,6 +86,13 @@ class Rig:
                 await asyncio.sleep(0.05)
             else:
                 return
+
+    async def drop(self) -> None:
+        """End what still runs at once: an orderly end takes seconds, and has a test of its own."""
+        for child in self.children._children:
+            if child.process.returncode is None:
+                child.process.kill()
+                await child.process.wait()
 
     async def end_controller(self, number: signal.Signals) -> tuple[int, float]:
         """Send the signal; returns exit code and the seconds that it took to end."""
@@ -148,10 +158,10 @@ class Rig:
             assert time.monotonic() < deadline, f"{what}\n{self.children.tails()}"
             await asyncio.sleep(0.02)
 
-    async def moving(self) -> bool:
-        """Whether any bottle moves within half a second, by the plant's word."""
+    async def moving(self, seconds: float = 0.8) -> bool:
+        """Whether any bottle moves from station to station in that time, by the plant's word."""
         before = (await self.plant.truth())["stations"]
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(seconds)
         return bool((await self.plant.truth())["stations"] != before)
 
     async def counts_agree(self) -> dict[str, int]:
@@ -193,16 +203,17 @@ class Rig:
         await self.must("line", "reset")
         await self.line_is("Idle")
 
-    async def bring_up(self, bottles: int = 1) -> None:
-        """To Idle, then Execute, then the first bottles at the end."""
+    async def bring_up(self, bottles: int = 4) -> None:
+        """To Idle, then Execute, then bottles on the line."""
         await self.to_idle()
         await self.must("line", "start")
         await self.line_is("Execute")
         await self.produce(bottles)
 
     async def produce(self, bottles: int) -> None:
-        wanted = self.value("line.good") + bottles
-        await self.until(lambda: self.value("line.good") >= wanted, 20 + 2 * bottles, f"{bottles} good bottles")
+        """Let so many more bottles in."""
+        wanted = self.value("line.infeed") + bottles
+        await self.until(lambda: self.value("line.infeed") >= wanted, 20 + 2 * bottles, f"{bottles} bottles more")
 
     async def recover(self, *stations: str) -> None:
         """Clear and reset them, each by itself."""
@@ -221,13 +232,32 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(folder: Path, line: Path | None = None) -> AsyncIterator[Rig]:
-    """A plant and nothing else yet; everything is ended on exit."""
+async def rig(folder: Path, estop_inputs: Sequence[str] = ()) -> AsyncIterator[Rig]:
+    """A plant and nothing else yet; everything is ended on exit.
+
+    With ``estop_inputs`` the controller runs a copy of the line that sees its emergency stop through these only.
+    """
+    file = await asyncio.to_thread(_line, folder, estop_inputs)
     async with Children(folder) as children:
-        it = Rig(folder, children, line or line_folder("bottling") / "line.yaml")
+        it = Rig(folder, children, file)
         async with it._stack:
             await it.serve_plant()
-            yield it
+            try:
+                yield it
+            finally:
+                await it.drop()
+
+
+def _line(folder: Path, estop_inputs: Sequence[str]) -> Path:
+    source = line_folder("bottling")
+    if not estop_inputs:
+        return source / "line.yaml"
+    copy = shutil.copytree(source, folder / "line", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    file = copy / "line.yaml"
+    text, count = re.subn(r"(?m)^  estop: \[.*\]$", f"  estop: [{', '.join(estop_inputs)}]", file.read_text())
+    assert count == 1
+    file.write_text(text)
+    return file
 
 
 __all__ = ["STATIONS", "Rig", "free_endpoint", "rig"]

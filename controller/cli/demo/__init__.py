@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from controller.cli.demo.verdict import Verdict
 
 LINE = "bottling"
+SEED = 11
+"""With this one the scale rejects a bottle or so, as in most shifts."""
 LIMIT_S = 160.0
 """Seconds that the play may take; with the end of all processes it stays below three minutes."""
 Act = Callable[["Play"], Awaitable["Verdict"]]
@@ -27,7 +29,7 @@ Act = Callable[["Play"], Awaitable["Verdict"]]
 @console.command
 def demo(
     as_json: Annotated[bool, typer.Option("--json", help="No view; one JSON object as the last line.")] = False,
-    seed: Seed = 7,
+    seed: Seed = SEED,
     bottles: Annotated[int, typer.Option(min=1, max=60, help="Good bottles to make of each product.")] = 50,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with logs and journal.")] = False,
 ) -> None:
@@ -67,9 +69,8 @@ def perform(act: Act, *, seed: int, keep: bool, as_json: bool, limit_s: float, l
         children = processes.Children(folder)
         try:
             verdict = console.run(_play(act, children, folder, path, seed, quiet=as_json, limit_s=limit_s))
-        except KeyboardInterrupt:
-            console.say("interrupted: bench and controller were stopped, nothing is left")
-            raise
+        except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C, SIGTERM
+            console.fail("interrupted: bench and controller were stopped", console.Exit.INTERRUPTED)
         except Exception as error:
             if as_json:
                 wall_s = round(time.monotonic() - start, 3)
