@@ -89,7 +89,9 @@ async def test_the_line_is_worked_with_foreign_tools(tmp_path: Path) -> None:
         await until_listening()  # then the password is written
         foreign = Foreigner(endpoint, secret.read_text().strip().removeprefix("operator:"))
         line_node = await foreign.node("line")
-        browsed, state = await asyncio.gather(foreign("uals", "-n", line_node, "-d", "2"), foreign.read("line.state_text"))
+        browsed, state = await asyncio.gather(
+            foreign("uals", "-n", line_node, "-d", "2"), foreign.read("line.state_text")
+        )
         for name in ("Status", "Command", "Stations", "Alarms"):
             assert name in browsed, browsed
         assert state == "Aborted"

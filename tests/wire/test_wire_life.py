@@ -34,7 +34,10 @@ async def test_sigterm_stops_the_line_in_order(tmp_path: Path) -> None:
         rows = line.journal_is_sound()
         assert rows > 50
         events = [row.event for row in read(line.journal, limit=rows)]
-        assert {e.target for e in events[-60:] if e.station == "line" and hasattr(e, "target")} >= {"Stopping", "Stopped"}
+        assert {e.target for e in events[-60:] if e.station == "line" and hasattr(e, "target")} >= {
+            "Stopping",
+            "Stopped",
+        }
         assert any(isinstance(e, Note) and e.text == "the controller ends" for e in events)
         # the outputs, read at the PLC by somebody else
         await line.run_controller()

@@ -59,7 +59,15 @@ class Rig:
     async def serve_plant(self) -> None:
         """Start the plant; on return its servers listen."""
         endpoints, control = self.folder / "endpoints.json", self.folder / "hil.sock"
-        argv = ["hil", "serve", "bottling", "--seed=3", f"--rate={RATE}", f"--endpoints={endpoints}", f"--control={control}"]
+        argv = [
+            "hil",
+            "serve",
+            "bottling",
+            "--seed=3",
+            f"--rate={RATE}",
+            f"--endpoints={endpoints}",
+            f"--control={control}",
+        ]
         child = await self.children.start("plant", argv, stop_s=4)
         await self.eventually(lambda: endpoints.exists() or child.process.returncode is not None, "the plant listens")
         for plc in (await asyncio.to_thread(endpoints.read_text)).split('"'):
