@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from collections.abc import Mapping
@@ -135,6 +136,7 @@ def gateway_specs(options: RunOptions, socket: Path) -> list[GatewaySpec]:
     if not options.gateways or options.opcua is None:
         return []
     argv = [sys.executable, "-m", "controller.gateways.opcua", "--north", str(socket), "--endpoint", options.opcua]
+    argv += ["--parent", str(os.getpid())]
     if options.opcua_users is not None:
         argv += ["--users", str(options.opcua_users)]
     return [GatewaySpec("opcua", argv)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -23,17 +24,20 @@ SHAPES = {
 }  # fmt: skip
 ABNORMAL = {"Aborted": "bold red", "Aborting": "bold red", "Held": "yellow", "Holding": "yellow"}
 QUIET = "bright_black"
+PRIORITY = {1: "low", 2: "medium", 3: "high", 4: "critical"}
 RUNNING = frozenset({"Execute", "Suspended", "Suspending", "Unsuspending", "Starting", "Completing", "Unholding"})
 
 
-@dataclass(frozen=True)
-class AlarmRow:
-    """One line of the alarm list. ``active``/``acknowledged`` are ``None`` where the line does not publish them."""
+class AlarmRow(msgspec.Struct, frozen=True):
+    """One line of the alarm list, as the line publishes it. ``priority`` 1 low to 4 critical; ``since`` UTC in ns."""
 
     id: str
     text: str
-    active: bool | None
-    acknowledged: bool | None
+    priority: int
+    active: bool
+    acknowledged: bool
+    since: int
+    response: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,21 +91,10 @@ class Picture:
 
     def alarms(self) -> list[AlarmRow]:
         """Active and unacknowledged alarms, highest priority first."""
-        rows = []
-        for entry in str(self.values.get("line.alarm_list") or "").splitlines():
-            name, _, text = entry.partition(": ")
-            station, _, alarm = name.partition(".")
-            path = f"stations.{station}.alarms.{alarm}"
-            active, acknowledged = self.values.get(f"{path}.active"), self.values.get(f"{path}.acknowledged")
-            rows.append(
-                AlarmRow(
-                    name,
-                    text,
-                    active if isinstance(active, bool) else None,
-                    acknowledged if isinstance(acknowledged, bool) else None,
-                )
-            )
-        return rows
+        table = self.values.get("line.alarm_table")
+        if not isinstance(table, str):
+            return []
+        return msgspec.json.decode(table, type=list[AlarmRow])
 
     def advice(self, target: str) -> str:
         """One line: what went wrong first, what is waited for, or why it cannot start."""
@@ -214,15 +207,13 @@ def alarm_table(picture: Picture) -> RenderableType:
     if not rows:
         return Text("no alarms", style=QUIET)
     table = Table(box=None, pad_edge=False, header_style=QUIET)
-    for name in ("alarm", "state", "text"):
+    for name in ("alarm", "priority", "state", "text"):
         table.add_column(name, no_wrap=name != "text")
     for row in rows:
-        parts = {True: ["active"], False: ["cleared"], None: []}[row.active]
-        if row.acknowledged is False:
-            parts.append("unacknowledged")
-        shape = "●" if row.active is not False else "○"
-        style = "bold red" if row.active is not False else "yellow"
-        table.add_row(Text(f"{shape} {row.id}", style=style), ", ".join(parts), row.text)
+        parts = ["active" if row.active else "cleared"] + ([] if row.acknowledged else ["unacknowledged"])
+        shape, style = ("●", "bold red") if row.active else ("○", "yellow")
+        text = f"{row.text}: {row.response}" if row.response and row.active else row.text
+        table.add_row(Text(f"{shape} {row.id}", style=style), PRIORITY[row.priority], ", ".join(parts), text)
     return table
 
 

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.live import Live
 
@@ -65,10 +66,7 @@ def alarms(line: LineName = None, socket: Socket = None, as_json: Json = False) 
         async with connected(line, socket) as client:
             now = picture(client)
             if as_json:
-                rows = [
-                    {"id": r.id, "text": r.text, "active": r.active, "acknowledged": r.acknowledged}
-                    for r in now.alarms()
-                ]
+                rows = [msgspec.to_builtins(row) for row in now.alarms()]
                 console.emit({"line": now.hello.line, "alarms": rows})
             else:
                 console.console().print(alarm_table(now))

@@ -33,7 +33,8 @@ from drivers.port import Outcome, Value
 from recipes.model import ControlRecipe
 
 S, T = State, Trigger
-COUNTS_EVERY_NS = 5_000_000_000
+COUNTS_EVERY_NS = 30_000_000_000
+"""Longest time between two records of counts that change; the PLC values in them make up for what follows."""
 PRODUCING = frozenset({S.EXECUTE, S.HOLDING, S.HELD, S.UNHOLDING, S.SUSPENDING, S.SUSPENDED, S.UNSUSPENDING})
 AT_REST = frozenset({S.STOPPED, S.ABORTED, S.IDLE, S.COMPLETE})
 

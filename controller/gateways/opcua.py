@@ -54,6 +54,7 @@ EXIT_CANNOT_LISTEN = 3
 EXIT_CHANGED = 75
 """The line is another one than at start (sysexits EX_TEMPFAIL): start the gateway again."""
 
+PARENT_POLL_S = 0.5
 DEFAULT_ENDPOINT = "opc.tcp://127.0.0.1:4840"
 SILENCE_S = 3.0
 """A controller that has scanned once shows a sign of life every second; silent for this long, it counts as lost."""
@@ -332,6 +333,9 @@ async def _until_signalled(args: argparse.Namespace) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
+    watch = asyncio.create_task(_parent_gone(args.parent)) if args.parent is not None else None
+    if watch is not None:
+        watch.add_done_callback(lambda _: task.cancel())
     try:
         await task
     except asyncio.CancelledError:
@@ -339,7 +343,17 @@ async def _until_signalled(args: argparse.Namespace) -> int:
     except GatewayError as error:
         log.error("the gateway ends", reason=str(error), exit_code=error.code)  # noqa: TRY400
         return error.code
+    finally:
+        if watch is not None:
+            watch.cancel()
     return 0
+
+
+async def _parent_gone(parent: int) -> None:
+    """Until the controller that started this process is gone, however it went: the next one brings its own."""
+    while os.getppid() == parent:  # noqa: ASYNC110 - nobody tells an orphan
+        await asyncio.sleep(PARENT_POLL_S)
+    log.warning("the controller that started this gateway is gone", pid=parent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -349,6 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--endpoint", default=DEFAULT_ENDPOINT, help=f"default {DEFAULT_ENDPOINT}")
     parser.add_argument("--users", type=Path, help="users file (YAML); needed for any but a loopback address")
     parser.add_argument("--ready-file", type=Path, help="gets the endpoint once the server listens")
+    parser.add_argument("--parent", type=int, help="process id; the gateway ends when it is no longer its parent")
     args = parser.parse_args(argv)
     configure_logging()
     return asyncio.run(_until_signalled(args))

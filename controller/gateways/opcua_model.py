@@ -31,7 +31,7 @@ _ADMIN = frozenset(
         "scan_ms", "heartbeat", "journal_ok",
     }
 )  # fmt: skip
-_ALARMS = frozenset({"active_alarms", "unacknowledged_alarms", "alarm_list"})
+_ALARMS = frozenset({"active_alarms", "unacknowledged_alarms", "alarm_list", "alarm_table"})
 
 INT32_NAMES = frozenset(
     {

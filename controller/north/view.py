@@ -6,6 +6,7 @@ outside ever holds a live object. Paths are stable: they are what OPC UA node id
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
@@ -160,6 +161,8 @@ class LineView:
         )
         self._add("line.alarm_list", "str", lambda: "\n".join(f"{a.id}: {a.text}" for a in logic.alarms.listed()),
                   description="Active and unacknowledged alarms, highest priority first")  # fmt: skip
+        self._add("line.alarm_table", "str", _AlarmTable(logic).text,
+                  description="The alarm list as JSON, with state, priority (1..4) and response")  # fmt: skip
         self._add("line.scan_count", "int", lambda: logic.scans)
         self._add("line.heartbeat", "int", lambda: logic.scans & 0x7FFF, description="Changes with every scan")
 
@@ -199,6 +202,28 @@ class LineView:
             self._add(f"{owner}.tags.{point}", kind, partial(_good_value, image, slot),
                       unit=tag.unit, description=tag.description,
                       low=low if tag.low is None else tag.low, high=high if tag.high is None else tag.high)  # fmt: skip
+
+
+class _AlarmTable:
+    """The alarm list as JSON, written anew only when an alarm changed."""
+
+    def __init__(self, logic: LineLogic) -> None:
+        self._logic, self._generation, self._text = logic, -1, "[]"
+
+    def text(self) -> str:
+        """A JSON array; ``since`` is UTC in ns since 1970, when the alarm last became active."""
+        alarms = self._logic.alarms
+        if alarms.generation != self._generation:
+            self._generation = alarms.generation
+            rows = [
+                {
+                    "id": a.id, "text": a.text, "priority": a.spec.priority, "active": a.active,
+                    "acknowledged": a.acknowledged, "since": a.since_utc, "response": a.spec.response,
+                }
+                for a in alarms.listed()
+            ]  # fmt: skip
+            self._text = json.dumps(rows, ensure_ascii=False)
+        return self._text
 
 
 def _kind(tag: Tag) -> Kind:

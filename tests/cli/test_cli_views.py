@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import select
@@ -54,21 +55,20 @@ def test_a_bad_value_is_shown_as_a_question_mark(picture: Picture) -> None:
     }
 
 
-def test_alarms_are_read_from_the_list_with_their_states(picture: Picture) -> None:
-    values = {
-        **picture.values,
-        "line.alarm_list": "infeed.jam: Bottle jam: at the exit\nline.plc_wet: PLC wet is not connected",
-        "stations.infeed.alarms.jam.active": False,
-        "stations.infeed.alarms.jam.acknowledged": False,
-    }
+def test_alarms_are_read_from_the_table_with_their_states(picture: Picture) -> None:
+    jam = {"id": "infeed.jam", "text": "Bottle jam: at the exit", "priority": 3, "active": False,
+           "acknowledged": False, "since": 5, "response": "Free the bottle"}  # fmt: skip
+    lost = {**jam, "id": "line.plc_wet", "text": "PLC wet is not connected", "active": True, "acknowledged": True}
+    values = {**picture.values, "line.alarm_table": json.dumps([jam, lost])}
     rows = Picture(picture.hello, values, {}).alarms()
     assert [(r.id, r.text, r.active, r.acknowledged) for r in rows] == [
         ("infeed.jam", "Bottle jam: at the exit", False, False),
-        ("line.plc_wet", "PLC wet is not connected", None, None),
+        ("line.plc_wet", "PLC wet is not connected", True, True),
     ]
     shown = drawn(Picture(picture.hello, values, {}))
     assert "○ infeed.jam" in shown
     assert "cleared, unacknowledged" in shown
+    assert "PLC wet is not connected: Free the bottle" in shown
 
 
 def test_the_live_view_fits_and_shows_line_stations_log_and_endpoint(picture: Picture) -> None:

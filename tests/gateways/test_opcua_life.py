@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -228,3 +230,42 @@ async def test_in_front_of_the_real_north_server(tmp_path: Path) -> None:
                 await subscription.delete()
         finally:
             await ended(task)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has reaped yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_it_ends_when_the_controller_that_started_it_was_killed(tmp_path: Path) -> None:
+    """Else it would keep the port, and follow the next controller, which brings a gateway of its own."""
+    code = (
+        "import os, subprocess, sys\n"
+        "argv = [sys.executable, '-m', 'controller.gateways.opcua', '--endpoint', 'opc.tcp://127.0.0.1:0']\n"
+        "argv += ['--north', sys.argv[1], '--parent', str(os.getpid())]\n"
+        "print(subprocess.Popen(argv, stderr=subprocess.DEVNULL).pid, flush=True)\n"
+        "sys.stdin.read()\n"
+        "os._exit(1)\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(tmp_path / "north.sock"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    try:
+        await asyncio.sleep(2.5)  # long enough to be up and waiting for north
+        assert alive(pid)
+        parent.stdin.close()
+        await parent.wait()
+
+        async def gone() -> bool:
+            return not alive(pid)
+
+        await eventually(gone, 10)
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)

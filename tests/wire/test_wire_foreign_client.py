@@ -83,7 +83,7 @@ async def test_the_line_is_worked_with_foreign_tools(tmp_path: Path) -> None:
 
         async def until_listening() -> None:
             async with asyncio.timeout(20):
-                while not await listens():
+                while not await listens():  # noqa: ASYNC110 - of what is outside there is no event
                     await asyncio.sleep(0.05)
 
         await until_listening()  # then the password is written

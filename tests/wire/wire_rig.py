@@ -9,24 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import shutil
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from controller.app import make_drivers, read_endpoints
+from controller.build import kind_infos
 from controller.cli.processes import Child, Children
+from controller.config.load import load
 from controller.north.client import NorthClient, NorthClosed
 from controller.north.frames import Arg
+from controller.runtime.clock import SystemClock
 from controller.runtime.journal import verify
+from drivers.port import Value
 from hil.bench import line_folder
 from hil.wire import ControlClient
 
 STATIONS = {"infeed": "wet", "filler": "wet", "capper": "dry", "labeler": "dry", "checkweigher": "inspect",
             "packer": "wet"}  # fmt: skip
+MACHINES = [name for name in STATIONS if name != "checkweigher"]
 COLUMNS = {"infeed": "infeed_count", "good": "good_count", "in_process": "in_process"}
 UP_LIMIT_S = 30.0
 RATE = 2
@@ -190,6 +195,20 @@ class Rig:
         assert row["infeed"] == row["good"] + row["rejected"] + row["in_process"]
         return row
 
+    async def read_plcs(self) -> dict[str, Value | None]:
+        """Every tag as it stands in its PLC now, read by a client of our own beside the controller (or without one)."""
+        config = load(self.line, read_endpoints(self.folder / "endpoints.json"), kinds=kind_infos())
+        values: dict[str, Value | None] = {}
+        for driver in make_drivers(config, SystemClock()).values():
+            try:
+                await driver.connect(5)
+                for number, group in enumerate(driver.groups):
+                    reading = await driver.read(number, 2)
+                    values |= zip((tag.name for tag in group.tags), reading.values, strict=True)
+            finally:
+                await driver.close()
+        return values
+
     # ---- people
 
     async def order(self, target: str, name: str, **args: Arg) -> tuple[bool, str]:
@@ -240,14 +259,10 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(folder: Path, estop_inputs: Sequence[str] = ()) -> AsyncIterator[Rig]:
-    """A plant and nothing else yet; everything is ended on exit.
-
-    With ``estop_inputs`` the controller runs a copy of the line that sees its emergency stop through these only.
-    """
-    file = await asyncio.to_thread(_line, folder, estop_inputs)
+async def rig(folder: Path) -> AsyncIterator[Rig]:
+    """A plant and nothing else yet; everything is ended on exit."""
     async with Children(folder) as children:
-        it = Rig(folder, children, file)
+        it = Rig(folder, children, line_folder("bottling") / "line.yaml")
         async with it._stack:
             await it.serve_plant()
             try:
@@ -256,16 +271,4 @@ async def rig(folder: Path, estop_inputs: Sequence[str] = ()) -> AsyncIterator[R
                 await it.drop()
 
 
-def _line(folder: Path, estop_inputs: Sequence[str]) -> Path:
-    source = line_folder("bottling")
-    if not estop_inputs:
-        return source / "line.yaml"
-    copy = shutil.copytree(source, folder / "line", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    file = copy / "line.yaml"
-    text, count = re.subn(r"(?m)^  estop: \[.*\]$", f"  estop: [{', '.join(estop_inputs)}]", file.read_text())
-    assert count == 1
-    file.write_text(text)
-    return file
-
-
-__all__ = ["STATIONS", "Rig", "free_endpoint", "rig"]
+__all__ = ["MACHINES", "STATIONS", "Rig", "free_endpoint", "rig"]

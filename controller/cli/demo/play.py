@@ -18,7 +18,7 @@ from controller.cli.demo.verdict import Verdict, judge, numbers
 from controller.cli.journal import sentence
 from controller.cli.picture import Picture
 from controller.core.events import AnyEvent
-from controller.north.frames import Arg, Events
+from controller.north.frames import Arg, Events, Reply
 from controller.runtime.journal import read
 from drivers.port import FieldBusError
 
@@ -215,13 +215,21 @@ class Play:
     async def order(self, target: str, name: str, *, user: str = "operator", **args: Arg) -> None:
         """Give a command and tell of it. Raises :class:`PlayFailed` when it is refused."""
         given = " ".join([name, *(f"{k}={v}" for k, v in args.items())])
-        try:
-            reply = await self._client.command(target, name, args, user=user, client="demo")
-        except TimeoutError as error:
-            raise PlayFailed(str(error)) from error
+        reply = await self._give(target, name, args, user)
+        if not reply.accepted and not self.now.flag("line.journal_healthy"):
+            # A disk that is busy with something else: what must be recorded is refused until it answers again.
+            self._screen.tell("demo", f"{target} refused {given}: {reply.reason}")
+            await self._until(lambda: self.now.flag("line.journal_healthy"), 20, "a record that can be kept")
+            reply = await self._give(target, name, args, user)
         if not reply.accepted:
             raise PlayFailed(f"{target} refused {given}: {reply.reason}")
         self._screen.tell(user, f"{target}: {given}")
+
+    async def _give(self, target: str, name: str, args: dict[str, Arg], user: str) -> Reply:
+        try:
+            return await self._client.command(target, name, args, user=user, client="demo")
+        except TimeoutError as error:
+            raise PlayFailed(str(error)) from error
 
     async def _until(self, condition: Callable[[], bool], limit_s: float, what: str) -> None:
         try:
