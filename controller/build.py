@@ -118,7 +118,7 @@ class _Builder:
 
         def holds(condition: Condition) -> bool | None:
             value = condition()
-            if value is None and head.estop_on_loss == "station":
+            if value is None and head.estop_on_loss == "station" and not any(map(self.image.readable, condition.bad())):
                 others = [other() for other in conditions]
                 return True if True in others and False not in others else None
             return value
@@ -163,7 +163,8 @@ class _Builder:
         for key, value in config.safe.items():
             tag = self.config.tag_of(name, key)
             safe[points[tag]] = self._typed(tag, value)
-        interlocks = [self._link_interlock(plc) for plc in self._plcs_of(name, config, io_tags)]
+        used = [*io_tags.values(), *(output.tag for output in outputs.values())]
+        interlocks = [self._link_interlock(plc) for plc in self._plcs_of(name, used)]
         interlocks += [self._interlock(n, i.require, i.otherwise, i.text) for n, i in config.interlocks.items()]
         if config.parameters:
             interlocks.append(self._recipe_interlock(name))
@@ -198,11 +199,13 @@ class _Builder:
             return dict(behaviour.io.outputs)
         steps = [s for steps in config.sequences.values() for s in steps if isinstance(s, model.Set)]
         named = [self.config.tag_of(name, target) for step in steps for target in step.set]
-        return {t.split(".", 1)[1]: Output(self.image, t) for t in dict.fromkeys([*config.outputs, *named])}
+        # a tag of another group keeps its whole name, so that two of the same point do not take each other's place
+        tags = dict.fromkeys([*config.outputs, *named])
+        return {t.removeprefix(f"{name}."): Output(self.image, t) for t in tags}
 
-    def _plcs_of(self, name: str, config: model.Station, io_tags: Mapping[str, str]) -> list[str]:
-        tags = [t for t in self.layout.slots if t.startswith(f"{name}.")] + list(io_tags.values())
-        return sorted({self.layout.plc_of[t] for t in tags})
+    def _plcs_of(self, name: str, used: Sequence[str]) -> list[str]:
+        tags = [t for t in self.layout.slots if t.startswith(f"{name}.")]
+        return sorted({self.layout.plc_of[t] for t in [*tags, *used]})
 
     def _link_interlock(self, plc: str) -> Interlock:
         image = self.image

@@ -197,8 +197,9 @@ class BenchLink:
         self._up = False
         self._retry_ns = 0
         self._wanted: dict[str, Value] = {}
-        self._open: dict[str, None] = {}
-        """Outputs not yet confirmed, in the order in which they were asked for."""
+        self._open: dict[str, int] = {}
+        """Outputs not yet confirmed, in the order in which they were asked for, with the time before which not to
+        write them: a rejected one is tried again after a second."""
         heartbeat = config.file.plcs[name].heartbeat
         self._beat_tag = heartbeat.write if heartbeat else None
         self._beat_ns = heartbeat.period_ms * MS if heartbeat else 0
@@ -227,14 +228,16 @@ class BenchLink:
         """Write what is wanted and not yet confirmed, and the life sign of a completed scan."""
         for tag, value in outputs.items():
             self._wanted[tag] = value
-            self._open[tag] = None
+            self._open[tag] = 0
         if not self._up:
             return
         try:
-            for tag in list(self._open):
+            for tag in [t for t, not_before in self._open.items() if not_before <= now_ns]:
                 outcome, reason = self._memory.write(tag, self._wanted[tag])
                 if outcome is Outcome.VERIFIED:
                     del self._open[tag]
+                else:
+                    self._open[tag] = now_ns + SECOND
                 self._buffer.report(WriteReport(tag, self._wanted[tag], outcome, reason))
             if self._beat_tag and now_ns >= self._beat_due:
                 self._beat_due = now_ns + self._beat_ns
@@ -244,7 +247,7 @@ class BenchLink:
 
     def _connected(self, now_ns: int) -> None:
         self._up = True
-        self._open = dict.fromkeys(self._wanted)
+        self._open = dict.fromkeys(self._wanted, 0)
         self._buffer.link(LinkReport(self.name, True))
         for n in range(len(self._due)):
             values, bad = self._memory.read(n)

@@ -15,7 +15,7 @@ def leaks_fail(request: pytest.FixtureRequest) -> None:
     """Watch every asynchronous test."""
     function = getattr(request, "function", None)
     if inspect.iscoroutinefunction(
-        getattr(function, "hypothesis", None) and function.hypothesis.inner_test or function
+        (getattr(function, "hypothesis", None) and function.hypothesis.inner_test) or function
     ):
         request.getfixturevalue("no_task_left_behind")
 

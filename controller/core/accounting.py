@@ -98,6 +98,16 @@ class Tally:
             self.in_process = now_in
         return "; ".join(notes)
 
+    def left(self, station: str) -> str:
+        """What is in the station, in words; empty if it is known to be empty, or does not count what is in it."""
+        slot = self._slots.in_process
+        if slot is None:
+            return ""
+        reason = self._image.bad[slot]
+        if reason is not None:
+            return f"an unknown number in {station} ({self._image.layout.tags[slot].name} is BAD: {reason})"
+        return f"{self._image.values[slot]} in {station}" if self._image.values[slot] else ""
+
     def raw(self) -> dict[str, int]:
         """The PLC values that the totals rest on."""
         return {key: counter.raw for key, _, counter in self._counters if counter.raw is not None}

@@ -37,8 +37,12 @@ class Changeover:
         context: ScanContext,
         *,
         start: bool,
+        made: ControlRecipe | None = None,
     ) -> None:
         self.number, self.old, self.new, self.start = number, old, new, start
+        self._wants_start = start
+        self._made = old or made
+        """To which recipe product that is left on the line was made, also when none is in force."""
         self._line, self._parameters, self._context = line, parameters, context
         assert isinstance(line.behaviour, LineBehaviour)
         self._coordination = line.behaviour
@@ -49,9 +53,15 @@ class Changeover:
         self.recipe: ControlRecipe | None = old
         self.committed = False
         self._staged = False
+        self._stood_ns = -1
+        """Since when the line stood as staging began: who moves it afterwards does not want it started for him."""
         self._runner = Runner(self._go())
         self._why = ""
         self._tell("planned", f"{len(self.changes)} parameters change")
+
+    def keep_stopped(self) -> None:
+        """Somebody gave Stop or Abort: the line is not started afterwards, whatever was asked for before."""
+        self.start = False
 
     def scan(self) -> None:
         """One step."""
@@ -97,20 +107,19 @@ class Changeover:
             yield Until(lambda: line.state in (S.HELD, *AT_REST), limit, "run_out", "the line run out")
             if line.state is not S.COMPLETE:
                 yield Fail("run_out", f"the line became {line.state.text} during run-out")
-        left = [
-            f"{s.parts.tally.in_process} in {s.name}"
-            for s in self._coordination.stations
-            if s.parts.tally and s.parts.tally.in_process
-        ]
-        if left and self.old is not None and self.changes:
-            yield Fail("not_empty", f"product of {self.old.id} is left on the line: {', '.join(left)}; run out first")
+        if missing := self._parameters.not_connected():
+            yield Fail("not_connected", f"PLC {', '.join(missing)} is not connected")
+        left = [text for s in self._coordination.stations if s.parts.tally and (text := s.parts.tally.left(s.name))]
+        if left and self._made is not None and plan(self._made, self.new):
+            yield Fail("not_empty", f"product of {self._made.id} is left on the line: {', '.join(left)}; run out first")
+        self._stood_ns = line.machine.entered_ns
         self._tell("staging", f"{len(self.changes)} parameters")
         self._staged = True
         yield from self._write(self.new.values)  # all of it: what a PLC has lost meanwhile is no change of recipe
         self._tell("verified", "every station reads back the new recipe")
         self.recipe, self.committed = self.new, True
         self._tell("committed", f"{self.new.id} {self.new.version} is in force")
-        if self.start:
+        if self._wants_start:
             yield None  # the line takes note of the recipe first, and forgets what blocked it before
             yield from self._restart()
 
@@ -145,11 +154,14 @@ class Changeover:
 
     def _restart(self) -> Steps:
         line = self._line
+        if not self.start or line.machine.entered_ns != self._stood_ns:  # somebody, or an interlock, was there
+            yield Fail("start", f"it was given another command or stopped meanwhile, and is {line.state.text}")
         if line.state in (S.COMPLETE, S.STOPPED):
             line.command(T.RESET, f"changeover to {self.new.id}")
-            yield Until(lambda: line.state is S.IDLE, 60, "start", "the line Idle after the changeover")
-        if line.state is S.IDLE:
-            line.command(T.START, f"changeover to {self.new.id}")
+            yield Until(lambda: line.state is not S.RESETTING, 60, "start", "the line Idle after the changeover")
+        if line.state is not S.IDLE or not self.start:
+            yield Fail("start", f"the line is {line.state.text}")
+        line.command(T.START, f"changeover to {self.new.id}")
 
     def _tell(self, step: str, detail: str) -> None:
         self.step, self.detail = step, detail

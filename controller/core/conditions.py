@@ -26,6 +26,10 @@ class Condition:
         """Whether it holds in this scan."""
         return self._test(self._values, self._bad)
 
+    def bad(self) -> list[int]:
+        """Slots of its inputs that are BAD now."""
+        return [slot for slot in self._slots if self._bad[slot] is not None]
+
     def why(self) -> str:
         """Why it does not hold, in words: the BAD input, or the expression with the values it saw."""
         image = self._image

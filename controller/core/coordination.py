@@ -213,4 +213,6 @@ class LineBehaviour(Behaviour):
 
 
 def _remedy(state: State) -> str:
+    if state in RUNNING or state is S.HELD:
+        return ": give it Stop and Reset"
     return {S.ABORTED: ": give it Clear and Reset", S.STOPPED: ": give it Reset"}.get(state, "")

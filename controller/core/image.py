@@ -162,6 +162,10 @@ class ProcessImage:
                 return n
         raise IndexError(slot)
 
+    def readable(self, slot: int) -> bool:
+        """Whether the PLC answers for this slot: what is BAD all the same is BAD by itself, not by a lost PLC."""
+        return self._stamp[self.group_of(slot)] is not None
+
     def stamp_of(self, slot: int) -> int:
         """Monotonic time of the request that last read this slot (0 = never)."""
         return self._stamp[self.group_of(slot)] or 0

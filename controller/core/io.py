@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from controller.core.image import ProcessImage
-from drivers.port import Value
 
 V = TypeVar("V", bool, int, float, str)
 
@@ -113,8 +112,3 @@ class IO:
                 if isinstance(made, Output):
                     self.outputs[name] = made
             setattr(self, name, made)
-
-
-def write_value(output: Output[Any], value: Value) -> None:
-    """Set an output whose type is known only from configuration."""
-    output.set(value)

@@ -37,6 +37,8 @@ COUNTS_EVERY_NS = 30_000_000_000
 """Longest time between two records of counts that change; the PLC values in them make up for what follows."""
 PRODUCING = frozenset({S.EXECUTE, S.HOLDING, S.HELD, S.UNHOLDING, S.SUSPENDING, S.SUSPENDED, S.UNSUSPENDING})
 AT_REST = frozenset({S.STOPPED, S.ABORTED, S.IDLE, S.COMPLETE})
+STANDING = frozenset({S.SUSPENDING, S.SUSPENDED, S.HOLDING, S.HELD})
+"""States of the line in which no station resumes by itself, though its work and room are back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class LineLogic:
         self.upstream: Mapping[str, Sequence[str]] = upstream
         self.losses = LossLedger(upstream, parts.downstream)
         self.recipe: ControlRecipe | None = None
+        self._made: ControlRecipe | None = None
+        """The recipe that was last in force: what is left on the line was made to it."""
         self.changeover: Changeover | None = None
         self.last_changeover: Changeover | None = None
         self.changeovers = 0
@@ -108,6 +112,9 @@ class LineLogic:
         """One scan. ``now_ns`` is monotonic, ``utc_ns`` for the record only; ``commands`` as drained."""
         context = self.context
         context.now_ns, context.utc_ns, context.events = now_ns, utc_ns, []
+        if not self.scans:
+            for unit in (self.line, *self.stations.values()):
+                unit.machine.begin(now_ns)
         links, reports = self.image.latch(now_ns, buffer)
         if self._concerns:
             self._tell_concerns()
@@ -173,8 +180,11 @@ class LineLogic:
                 totals = {"infeed": counted.infeed, "good": counted.good, "rejected": counted.rejected}
                 station.parts.tally.restore(totals, counted.raw, counted.product)
                 self._product_before = counted.product
-        if recipe in self.recipes:
-            self._wanted_recipe = recipe
+        if recipe is not None and recipe in self.recipes:
+            self._wanted_recipe, self._made = recipe, self.recipes[recipe]
+        elif recipe is not None:  # what is on the line was made to it: nobody but a person knows what fits
+            self._wanted_recipe = None
+            self.block = f"recipe {recipe}, last in force, is none of this line's any more: change over to one"
 
     def line_counts(self) -> dict[str, int]:
         """Counts of the line: in at its first stations, good at its last, rejected and in process everywhere."""
@@ -212,10 +222,18 @@ class LineLogic:
         where = self.parts.endpoints.get(link.plc, "")
         if link.up:
             self.alarms.clear(alarm)
+            self._forget_failed(link.plc)
         else:
             place = f" ({where})" if where and where not in link.reason else ""
             self.alarms.activate(alarm, f"PLC {link.plc}{place} is not connected: {link.reason}")
         self.context.events.append(LinkChanged(at=self.context.utc_ns, plc=link.plc, up=link.up, reason=link.reason))
+
+    def _forget_failed(self, plc: str) -> None:
+        """A PLC is back: its link compares every output anew, and reports those again that it cannot write."""
+        for alarm, tags in self._output_alarms.values():
+            tags -= {t for t in tags if self.image.layout.plc_of[t] == plc}
+            if not tags:
+                self.alarms.clear(alarm)
 
     def _written(self, report: WriteReport) -> None:
         self.parameters.report(report)
@@ -278,6 +296,8 @@ class LineLogic:
         if trigger is not None:
             before = unit.state
             reason = f"by {command.user or 'nobody named'}"
+            if trigger in (T.ABORT, T.STOP) and unit is self.line and self.changeover is not None:
+                self.changeover.keep_stopped()
             if trigger in (T.ABORT, T.STOP) and unit.machine.target(trigger) is None and self._is_there(unit, trigger):
                 also = self._command_all(trigger, f"line {trigger.text} {reason}") if unit is self.line else ""
                 return f"{command.target} is already {before.text}{also}"
@@ -358,7 +378,7 @@ class LineLogic:
         self.changeovers += 1
         self._wanted_recipe = None
         self.changeover = Changeover(
-            self.changeovers, self.recipe, new, self.line, self.parameters, self.context, start=start
+            self.changeovers, self.recipe, new, self.line, self.parameters, self.context, start=start, made=self._made
         )
 
     def _drive_changeover(self) -> None:
@@ -371,6 +391,7 @@ class LineLogic:
         if self.changeover.committed and not before:
             self._count_all()
             self.recipe, self.block = self.changeover.recipe, ""
+            self._made = self.recipe
         if self.changeover.finished:
             done, self.changeover = self.changeover, None
             self.last_changeover = done
@@ -381,15 +402,14 @@ class LineLogic:
         """The recipe to load at start-up, as soon as every PLC that carries a parameter of it is there."""
         if self._wanted_recipe is None or self.line.state not in AT_REST:
             return
-        plcs = {self.image.layout.plc_of[p.output.tag] for p in self.parameters.all.values()}
-        if all(self.image.up[p] for p in plcs):
+        if not self.parameters.not_connected():
             self._begin(self.recipes[self._wanted_recipe], start=False)
 
     def _line_block(self, trigger: Trigger) -> str:
         if trigger in (T.CLEAR, T.RESET):
             return ""
         running_out = self.changeover is not None and self.changeover.step == "running_out"
-        if running_out and trigger is T.UNSUSPEND:  # a station that stood starved has to resume to run empty
+        if running_out and trigger in (T.UNSUSPEND, T.UNHOLD):  # who stood starved or jammed has to go on to run empty
             return ""
         if self.changeover is not None and not self.changeover.committed:
             return f"changeover to {self.changeover.new.id} is in progress ({self.changeover.step})"
@@ -402,6 +422,8 @@ class LineLogic:
 
     def _station_block(self, name: str, trigger: Trigger) -> str:
         block = self.line.lost() or self._line_block(trigger)
+        if not block and trigger is T.UNSUSPEND and self.line.state in STANDING:
+            block = f"the line is {self.line.state.text}"
         if block or trigger in (T.CLEAR, T.RESET):
             return block
         differences = self.parameters.differences(name)

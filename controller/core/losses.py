@@ -35,10 +35,12 @@ class LossLedger:
     def __init__(self, upstream: Mapping[str, Sequence[str]], downstream: Mapping[str, Sequence[str]]) -> None:
         self._upstream, self._downstream = upstream, downstream
         self._open: dict[str, Stop] = {}
+        self._now_ns = 0
         self.lost_ns: dict[tuple[str, str], int] = {}
 
     def scan(self, producing: bool, stations: Mapping[str, Station], context: ScanContext) -> None:
         """Account for this scan; ``producing`` is whether the line is meant to produce now."""
+        self._now_ns = context.now_ns
         for name, station in stations.items():
             stop = self._open.get(name)
             if not producing or station.state is S.EXECUTE:
@@ -71,8 +73,9 @@ class LossLedger:
             return name
 
     def caused_by(self, name: str) -> int:
-        """Nanoseconds that all stations lost through ``name``, ended stops only."""
-        return sum(lost for (_, cause), lost in self.lost_ns.items() if cause == name)
+        """Nanoseconds that all stations lost through ``name``, up to the last scan."""
+        ended = sum(lost for (_, cause), lost in self.lost_ns.items() if cause == name)
+        return ended + sum(self._now_ns - stop.started_ns for stop in self._open.values() if stop.cause == name)
 
     def _end(self, name: str, context: ScanContext) -> None:
         stop = self._open.pop(name)

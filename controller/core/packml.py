@@ -231,6 +231,10 @@ class Machine:
             send_event=False,
         )
 
+    def begin(self, now_ns: int) -> None:
+        """Times count from here: the first scan."""
+        self.entered_ns = now_ns
+
     def target(self, trigger: Trigger) -> State | None:
         """Where ``trigger`` would lead now (skipping disabled acting states), or ``None`` if refused."""
         target = self._table[self.state].get(trigger)

@@ -55,6 +55,11 @@ class ParameterSet:
             else:
                 self._failed[report.tag] = report
 
+    def not_connected(self) -> list[str]:
+        """PLCs that carry a parameter and are not connected now."""
+        plcs = {self.image.layout.plc_of[p.output.tag] for p in self.all.values()}
+        return sorted(plc for plc in plcs if not self.image.up[plc])
+
     def stage(self, values: Mapping[Key, Value]) -> None:
         """Want these values on the PLCs from this scan on."""
         self.generation += 1

@@ -299,18 +299,20 @@ class Link:
     # --- outputs
 
     async def _write_beat(self, now: int) -> None:
-        """Write the newest life sign. Only its failing is reported, and only when it begins."""
+        """Write the newest life sign. Only the beginning and the end of its failing are reported."""
         tag, value = self._heart.take(now)
         self._requests += 1
         outcome = await self._driver.write(tag, value, self._options.timeout_s)
-        if self._heart.failed(outcome):
-            self._buffer.report(WriteReport(tag, value, outcome.outcome, f"life sign: {outcome.reason}"))
+        if self._heart.changed(outcome):
+            reason = f"life sign: {outcome.reason}" if outcome.reason else ""
+            self._buffer.report(WriteReport(tag, value, outcome.outcome, reason))
 
     async def _write(self, tag: str) -> None:
         value = self._outputs.begin(tag)
         self._requests += 1
         outcome = await self._driver.write(tag, value, self._options.timeout_s)
         self._outputs.ended(tag, value, outcome, self._clock.monotonic_ns())
+        self._last_values.pop(self._place[tag][0], None)  # the next reading is news, even if it is as before the write
         report = WriteReport(tag, value, outcome.outcome, outcome.reason)
         self._buffer.report(report)
         if outcome.outcome is Outcome.UNKNOWN:

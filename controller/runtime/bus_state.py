@@ -189,6 +189,7 @@ class Heart:
 
     def start(self, readings: list[Reading], now: int) -> None:
         """A new connection: alive only once the counter is seen to change."""
+        self._failing = False
         self._written_ns = self.beat = None  # a life sign from before the connection proves nothing now
         if self.group is not None:
             self.alive = False
@@ -227,7 +228,7 @@ class Heart:
         self._written_ns = now
         return self._write, value
 
-    def failed(self, outcome: WriteOutcome) -> bool:
-        """Whether this outcome begins a failure."""
+    def changed(self, outcome: WriteOutcome) -> bool:
+        """Whether this outcome begins a failure, or ends one."""
         was, self._failing = self._failing, outcome.outcome is not Outcome.VERIFIED
-        return self._failing and not was
+        return self._failing is not was

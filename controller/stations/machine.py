@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controller.core.behaviour import Behaviour
+from controller.core.packml import State
 from controller.core.sequence import Steps
 from controller.stations.equipment import (
     MachineIO,
@@ -14,6 +15,10 @@ from controller.stations.equipment import (
     supervise,
 )
 
+AT_REST = frozenset({State.ABORTED, State.STOPPED, State.IDLE, State.HELD, State.COMPLETE})
+RUN_OUT_NS = 3_000_000_000
+"""Time a drive may take to come to rest and its feedback to say so."""
+
 
 class Machine(Behaviour):
     """Run while executing; run empty on Complete. Kinds that add a pump or a gate extend the states it touches."""
@@ -22,6 +27,24 @@ class Machine(Behaviour):
     Settings = MachineSettings
     io: MachineIO
     settings: MachineSettings
+    _runs_since_ns: int | None = None
+    _runs_alone = False
+
+    def watch(self, now_ns: int) -> tuple[str, str] | None:
+        """Notice a machine that runs while nobody asked it to."""
+        if self.state not in AT_REST or not self.io.running.is_(True):
+            self._runs_since_ns, self._runs_alone = None, False
+        elif self._runs_since_ns is None:
+            self._runs_since_ns = now_ns
+        else:
+            self._runs_alone = now_ns - self._runs_since_ns > RUN_OUT_NS
+        return None
+
+    def complaint(self) -> str:
+        """Motion without a command: somebody started it at the PLC, or it does not obey."""
+        if not self._runs_alone:
+            return ""
+        return f"{self.name} runs while it is {self.state.text}: it was started at the PLC, or does not obey"
 
     def clearing(self) -> Steps:
         """A fault is gone before the station is Stopped."""

@@ -1,7 +1,8 @@
 """A station whose PLC runs PackML itself: follow its state, hand it commands, check that both agree.
 
 Commands go through a handshake: ``cntrl_cmd`` is written and read back, then a new ``cmd_id``; the PLC takes the
-command once per id and answers with the id in ``cmd_ack`` and 1 (accepted) or 2 (refused) in ``cmd_result``.
+command once per id and answers with the id in ``cmd_ack`` and 1 (accepted) or 2 (refused) in ``cmd_result``. However
+the handshake ends, ``cntrl_cmd`` goes back to 0, so that a PLC which restarts is not handed an old command again.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ UNDER_WAY = {
 }  # fmt: skip
 """The PLC in this state does what the command would ask for, and would refuse the command."""
 
+NO_COMMAND = 0
 AT_REST = frozenset({S.STOPPED, S.IDLE, S.HELD, S.COMPLETE})
 MOVES = frozenset({
     S.STARTING, S.EXECUTE, S.UNHOLDING, S.SUSPENDING, S.SUSPENDED, S.UNSUSPENDING, S.COMPLETING,
@@ -112,7 +114,7 @@ class PackmlPlc(Behaviour):
     def watch(self, now_ns: int) -> tuple[str, str] | None:
         """Follow what the PLC did by itself; drive it to Aborted as long as ours is and it is not."""
         if not self.io.state_current.ok:
-            self._abort = None
+            self._end_abort()
             return None
         plc = self._plc_state()
         if plc is None:
@@ -122,7 +124,7 @@ class PackmlPlc(Behaviour):
         if ours in (S.ABORTING, S.ABORTED):
             self._drive_abort(plc, now_ns)
             return None
-        self._abort = None
+        self._end_abort()
         self._complaint = ""
         reason = f"its PLC went to {plc.text} by itself"
         if plc in (S.ABORTING, S.ABORTED) and ours is not S.CLEARING:
@@ -161,14 +163,20 @@ class PackmlPlc(Behaviour):
 
     def _drive_abort(self, plc: State, now_ns: int) -> None:
         if plc in (S.ABORTING, S.ABORTED):
-            self._abort, self._complaint = None, ""
+            self._end_abort()
+            self._complaint = ""
             return
         if self._abort is None:
             self._abort = Runner(self._bring(T.ABORT, {S.ABORTING, S.ABORTED}, "abort"))
         if self._abort.step(now_ns) is not Progress.RUNNING:
             failure = self._abort.failure
             self._complaint = failure.text if failure else ""
-            self._abort = None  # and again, until it follows or its link is lost
+            self._end_abort()  # and again, until it follows or its link is lost
+
+    def _end_abort(self) -> None:
+        runner, self._abort = self._abort, None
+        if runner is not None:
+            runner.close()
 
     def _bring(self, trigger: Trigger, goal: set[State], action: str, limit_s: float | None = None) -> Steps:
         plc = self._plc_state()
@@ -188,12 +196,17 @@ class PackmlPlc(Behaviour):
         # the id follows the PLC's own memory, so that a restarted controller never repeats one
         # (nor one whose write has not been read back yet)
         cmd_id = max(io.cmd_id.value, io.cmd_ack.value, io.cmd_id.wanted or 0) % 0x7FFF_FFFF + 1
-        io.cntrl_cmd.set(number)
         what = f"{self.name}: {trigger.text}"
-        yield Until(lambda: io.cntrl_cmd.is_(number), limit, "plc_no_answer", f"{what} read back from its PLC", action)
-        io.cmd_id.set(cmd_id)
-        yield Until(lambda: io.cmd_ack.is_(cmd_id), limit, "plc_no_answer", f"{what} acknowledged by its PLC", action)
-        if not io.cmd_result.is_(1):
-            plc = self._plc_state()
-            state = plc.text if plc else "an unknown state"
-            yield Fail("plc_refused", f"{what} was refused by its PLC in {state}", action)
+        took, answered = f"{what} read back from its PLC", f"{what} acknowledged by its PLC"
+        try:
+            io.cntrl_cmd.set(number)
+            yield Until(lambda: io.cntrl_cmd.is_(number), limit, "plc_no_answer", took, action)
+            io.cmd_id.set(cmd_id)
+            yield Until(lambda: io.cmd_ack.is_(cmd_id), limit, "plc_no_answer", answered, action)
+            if not io.cmd_result.is_(1):
+                plc = self._plc_state()
+                state = plc.text if plc else "an unknown state"
+                yield Fail("plc_refused", f"{what} was refused by its PLC in {state}", action)
+        finally:
+            # outputs are levels: a PLC that restarts is told id and command again, and must find no command there
+            io.cntrl_cmd.set(NO_COMMAND)

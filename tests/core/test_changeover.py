@@ -6,6 +6,7 @@ import pytest
 from helpers.core_rig import NAMES, LineRig
 
 from controller.core.accounting import CountSlots, Tally
+from controller.core.events import ChangeoverChanged
 from controller.core.packml import State
 
 WATER, JUICE = [1.0, 2.0, 3.0], [1.5, 2.5, 3.5]
@@ -330,3 +331,122 @@ def test_a_suspended_station_does_not_resume_on_zeroed_set_points(rig: LineRig) 
     assert rig.stations["c"].state is State.SUSPENDED
     rig.memory["c.speed"] = 3.0
     rig.until(lambda: rig.stations["c"].state is State.EXECUTE)
+
+
+# --- two people, a cable and a changeover
+
+
+def staging(rig: LineRig) -> None:
+    """A changeover with start, from Execute, that waits for ``c`` to take its set-point."""
+    rig.run("water")
+    rig.frozen.add("c")
+    assert rig.give("line", "changeover", recipe="juice", start=True).accepted
+    rig.until(lambda: rig.logic.changeover is not None and rig.logic.changeover.step == "staging")
+
+
+def last_detail(rig: LineRig) -> str:
+    return [e.detail for e in rig.events if isinstance(e, ChangeoverChanged)][-1]
+
+
+@pytest.mark.parametrize("name", ["stop", "abort"])
+def test_after_a_stop_during_staging_the_changeover_starts_nothing(name: str) -> None:
+    rig = LineRig(confirm=True)
+    staging(rig)
+    assert rig.give("line", name).accepted
+    for _ in range(3):
+        rig.scan()
+    stands = rig.line.state
+    rig.frozen.clear()
+    rig.until(lambda: rig.logic.changeover is None)
+    for _ in range(30):
+        rig.scan()
+    assert rig.line.state is stands
+    assert stands in (State.STOPPED, State.ABORTED)
+    assert rig.speeds() == JUICE
+    assert "juice is in force, but the line did not start" in last_detail(rig)
+
+
+def test_a_stop_of_a_line_that_stands_already_bars_the_start_after_its_changeover() -> None:
+    rig = LineRig(confirm=True)
+    rig.load("water")
+    rig.to("clear", State.STOPPED)
+    rig.frozen.add("c")
+    rig.give("line", "changeover", recipe="juice", start=True)
+    rig.scan()
+    assert "already Stopped" in rig.give("line", "stop").reason
+    rig.frozen.clear()
+    rig.until(lambda: rig.logic.changeover is None)
+    for _ in range(30):
+        rig.scan()
+    assert rig.line.state is State.STOPPED
+
+
+def test_a_stop_while_the_changeover_resets_the_line_is_not_undone_by_the_next_person_s_reset(rig: LineRig) -> None:
+    rig.run("water")
+    rig.give("line", "changeover", recipe="juice", start=True)
+    rig.until(lambda: rig.line.state is State.RESETTING)
+    assert rig.give("line", "stop").accepted
+    rig.until(lambda: rig.line.state is State.STOPPED)
+    assert rig.give("line", "reset").accepted
+    for _ in range(30):
+        rig.scan()
+    assert rig.line.state is State.IDLE
+    assert rig.logic.changeover is None
+
+
+def test_an_aborted_line_says_that_it_was_not_started(rig: LineRig) -> None:
+    rig.load("water", start=True)
+    assert last_detail(rig) == "water is in force, but the line did not start: the line is Aborted"
+
+
+def test_a_jam_during_run_out_can_be_mended(rig: LineRig) -> None:
+    rig.run("water")
+    rig.memory["a.empty"] = False
+    rig.give("line", "changeover", recipe="juice")
+    rig.scan()
+    rig.memory["c.guard"] = False
+    rig.until(lambda: rig.stations["c"].state is State.HELD)
+    rig.memory["c.guard"] = True
+    rig.scan()
+    reply = rig.give("c", "unhold")
+    assert reply.accepted, reply.reason
+    rig.memory["a.empty"] = True
+    rig.until(lambda: rig.logic.changeover is None)
+    assert rig.speeds() == JUICE
+
+
+def test_with_a_plc_known_to_be_away_nothing_is_written(rig: LineRig) -> None:
+    rig.load("water")
+    rig.plant.cut("two")
+    rig.scan()
+    rig.load("juice")
+    assert last_detail(rig) == "PLC two is not connected; nothing was written, water stays in force"
+    assert rig.logic.recipe is not None
+    assert rig.speeds() == WATER
+
+
+def test_what_cannot_be_seen_is_not_empty(rig: LineRig) -> None:
+    slots = rig.plant.layout.slots
+    count = (slots["b.count"], 32)
+    tally = Tally(rig.plant.image, CountSlots(count, count, None, slots["b.in_process"]))
+    rig.stations["b"].parts.tally = tally
+    rig.load("water")
+    rig.plant.bad["b.in_process"] = "out of range"
+    rig.scan()
+    rig.load("juice")
+    assert "an unknown number in b (b.in_process is BAD: out of range)" in last_detail(rig)
+    assert rig.speeds() == WATER
+
+
+def test_a_recorded_recipe_that_is_gone_is_not_replaced_by_another() -> None:
+    rig = LineRig(initial="water", connected=False)
+    rig.logic.restore({}, "milk")
+    rig.plant.connect()
+    for _ in range(10):
+        rig.scan()
+    assert rig.speeds() == [0.0] * 3
+    rig.to("clear", State.STOPPED)
+    rig.to("reset", State.IDLE)
+    assert "recipe milk, last in force, is none of this line's any more" in rig.give("line", "start").reason
+    rig.load("juice")
+    rig.to("start", State.EXECUTE)

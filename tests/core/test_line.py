@@ -6,7 +6,9 @@ import pytest
 from helpers.core_rig import NAMES, LineRig, S
 
 from controller.core.coordination import LineSettings
+from controller.core.image import WriteReport
 from controller.core.packml import Options, State, Trigger
+from drivers.port import Outcome
 
 
 @pytest.fixture
@@ -441,3 +443,38 @@ def test_why_not_start_of_the_line_names_the_way(rig: LineRig) -> None:
     assert reasons[0] == "line is Aborted: give Clear, then Reset, then Start"
     assert any("no recipe is loaded" in r for r in reasons)
     assert rig.line.obstacles(Trigger.CLEAR) == []
+
+
+@pytest.mark.parametrize("how", ["suspend", "hold"])
+def test_a_starved_station_does_not_resume_in_a_line_that_stands(how: str) -> None:
+    rig = LineRig(options=Options(hold_from_suspended=False))
+    rig.run()
+    rig.memory["c.starved"] = True
+    rig.until(lambda: rig.stations["c"].state is State.SUSPENDED)
+    rig.to(how, State.SUSPENDED if how == "suspend" else State.HELD)
+    rig.memory["c.starved"] = False
+    for _ in range(20):
+        rig.scan()
+    assert rig.stations["c"].state is State.SUSPENDED
+    assert f"the line is {rig.line.state.text}" in rig.give("c", "unsuspend").reason
+    rig.give("line", f"un{how}")
+    rig.until(lambda: set(rig.states().values()) == {"Execute"})
+
+
+def test_an_output_alarm_from_before_a_loss_is_gone_when_the_plc_is_back(rig: LineRig) -> None:
+    """The link found the output in force when it compared: there is no write that could clear it."""
+    rig.run()
+    rig.plant.buffer.report(WriteReport("c.run", True, Outcome.UNKNOWN, "no answer"))
+    rig.scan()
+    assert rig.alarm("line.output_failed")
+    rig.plant.cut("two")
+    rig.scan()
+    assert rig.alarm("line.output_failed")
+    rig.plant.join("two")
+    rig.scan()
+    assert not rig.alarm("line.output_failed")
+
+
+def test_times_in_states_count_from_the_first_scan(rig: LineRig) -> None:
+    for unit in (rig.line, *rig.stations.values()):
+        assert unit.machine.time_in_state_ns(rig.plant.now) == 0

@@ -54,6 +54,7 @@ def test_starved_stations_charge_the_station_that_stopped_upstream() -> None:
     rig.scan(12)
     rig.set("c", State.SUSPENDED, starved=True)
     rig.scan(15)
+    assert rig.ledger.caused_by("a") == 8 * S, "also before the stops end"
     for name in "abc":
         rig.set(name, State.EXECUTE)
     rig.scan(20)

@@ -73,8 +73,13 @@ def bring_back(scene: Scene) -> None:
     begin = scene.bench.now_ns
     for name in ("line", *STATIONS):
         scene.order(name, "unsuspend")  # what a person suspended, a person resumes
+    looked = False
     while not (scene.line is S.EXECUTE and set(scene.states.values()) <= {S.EXECUTE, S.SUSPENDED}):
         assert scene.bench.now_ns - begin < 600 * SECOND, scene.picture()
+        if not looked and scene.bench.now_ns - begin > 180 * SECOND:
+            looked = True  # bottles that stand between rails of another format: somebody loaded the wrong recipe
+            for name in STATIONS:
+                scene.bench.world.clear("mixed_product", station=name)
         if logic.changeover is None:
             give(scene)
         scene.run(2)
@@ -98,12 +103,12 @@ def give(scene: Scene) -> None:
     if scene.line in (S.STOPPED, S.COMPLETE):
         if logic.parameters.differences():
             scene.order("line", "changeover", recipe=left_on_the_line(scene))
-        else:
-            scene.order("line", "reset")
+        elif not scene.order("line", "reset").accepted:
+            scene.order("line", "stop")  # a station that runs on its own hears it too
     elif scene.line is S.IDLE and not scene.order("line", "start").accepted:
         scene.order("line", "stop")
     elif scene.line is S.HELD and not scene.order("line", "unhold").accepted:
-        stuck = {s for s in scene.states.values()} & {S.COMPLETE, S.IDLE}
+        stuck = set(scene.states.values()) & {S.COMPLETE, S.IDLE}
         if stuck or logic.parameters.differences():
             scene.order("line", "stop")
     elif scene.line is S.EXECUTE and set(scene.states.values()) & {S.STOPPED, S.IDLE, S.COMPLETE}:
@@ -115,7 +120,7 @@ def left_on_the_line(scene: Scene) -> str:
     return "water_500" if scene.bench.world.truth()["products"]["500"]["in_process"] else "water_330"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", (0, 1, 20, 21, 25))
 def test_bad_day(seed: int) -> None:
     scene, lots = Scene(seed), random.Random(seed)
     scene.bring_up()

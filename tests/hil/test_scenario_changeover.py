@@ -210,3 +210,27 @@ def test_stop_and_abort_are_heard_during_a_changeover(press: str) -> None:
     scene.must("line", "changeover", recipe="water_500", start=True)
     first_good(scene, "500")
     scene.finish()
+
+
+def test_bottles_on_the_line_are_remembered_when_no_recipe_is_in_force() -> None:
+    """After a load that failed both ways only the recipe of what stands on the line can be loaded."""
+    scene = running_line(37)
+    scene.must("line", "stop")
+    scene.until(lambda: scene.bench.logic.at_rest, 30, "everything at rest")
+    scene.must("line", "changeover", recipe="water_330")
+    scene.bench.world.inject("plc_kill", plc="wet")
+    scene.until(lambda: scene.bench.logic.changeover is None, 60, "the end of it")
+    assert steps(scene, 2)[-1] == "failed"
+    assert scene.bench.logic.recipe is None
+    scene.bench.world.clear("plc_kill", plc="wet")
+    scene.run(5)
+    scene.must("line", "changeover", recipe="water_500", start=True)
+    scene.until(lambda: scene.bench.logic.changeover is None, 60, "the end of it")
+    last = scene.bench.logic.last_changeover
+    assert last is not None
+    assert "product of water_330 is left on the line" in last.detail
+    scene.to_recipe("water_330")
+    scene.to_idle()
+    scene.start()
+    scene.produce(3)
+    scene.finish()

@@ -261,3 +261,23 @@ def test_capper_feeds_caps_before_it_runs_and_stands_with_the_feeder_off() -> No
     assert order == ["x.feeder", "x.run"]
     rig.drive(STOP)
     assert not any(outputs(rig).values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_machine_that_runs_without_a_command_is_alarmed_until_it_stands(kind: str) -> None:
+    rig = made(kind)
+    rig.drive(CLEAR, RESET)
+    assert rig.station.state is State.IDLE
+    rig.program.stuck = True  # somebody starts it at the PLC
+    rig["running"] = True
+    for _ in range(25):
+        rig.scan()
+    assert rig.active() == [], "a drive takes its time to come to rest"
+    for _ in range(10):
+        rig.scan()
+    assert len(rig.active()) == 1
+    assert rig.active()[0].startswith("x.equipment: x runs while it is Idle")
+    rig["running"] = False
+    rig.scan()
+    rig.scan()
+    assert rig.active() == []

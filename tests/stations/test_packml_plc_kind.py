@@ -8,6 +8,7 @@ import pytest
 from helpers.core_rig import Plant, StationRig
 
 from controller.core.commands import CommandRejected
+from controller.core.conditions import Interlock
 from controller.core.packml import ACTING, Machine, Options, State, Trigger
 from controller.core.station import Parts
 from controller.stations.packml_plc import PackmlIO, PackmlPlc, PackmlSettings
@@ -29,7 +30,7 @@ class PackmlProgram:
         self.lasts = 3
         self.deaf = False
         self.frozen = False
-        self.taken: list[tuple[int, Trigger, bool]] = []
+        self.taken: list[tuple[int, Trigger | None, bool]] = []
         self._since = 0
         self._last_id = 0
         plant.programs.append(self)
@@ -39,10 +40,11 @@ class PackmlProgram:
         cmd_id = int(self.memory["x.cmd_id"])
         if not self.deaf and cmd_id != self._last_id:
             self._last_id = cmd_id
-            trigger = Trigger(int(self.memory["x.cntrl_cmd"]))
-            fits = self.machine.target(trigger) is not None
+            number = int(self.memory["x.cntrl_cmd"])
+            trigger = Trigger(number) if number else None
+            fits = trigger is not None and self.machine.target(trigger) is not None
             self.taken.append((cmd_id, trigger, fits))
-            if fits and not self.frozen:
+            if trigger is not None and fits and not self.frozen:
                 self.go(trigger)
             self.memory |= {"x.cmd_ack": cmd_id, "x.cmd_result": 1 if fits else 2}
         self._since += 1
@@ -338,3 +340,27 @@ def test_a_stop_while_the_start_is_still_on_its_way_is_not_taken_for_done(wait: 
     ids = [n for n, _, _ in plc.taken]
     assert ids == sorted(set(ids))
     assert rig.active() == []
+
+
+@pytest.mark.parametrize("way", [UP[:1], UP[:2], UP])
+def test_a_restarted_plc_does_not_take_the_last_command_again(way: tuple[Trigger, ...]) -> None:
+    """Its link writes the wanted levels, id and command, as soon as it is back and before the scan has seen it."""
+    rig, plc = made()
+    up = rig.image.up
+    rig.station.parts.interlocks = (Interlock("link", lambda: up["one"], "abort", "link lost", lambda: "cut"),)
+    rig.drive(*way)
+    rig.plant.cut("one")
+    rig.until(State.ABORTED, 3)
+    plc.restart()
+    plc.be({1: State.ABORTED, 2: State.STOPPED, 3: State.IDLE}[len(way)])  # where the same command would be taken
+    before = plc.machine.state
+    plc.taken.clear()
+    wanted = {t: rig.image.out[n] for t, n in rig.plant.layout.slots.items() if rig.image.out[n] is not None}
+    rig.plant.memory |= {t: v for t, v in wanted.items() if v is not None}
+    plc()
+    assert plc.machine.state is before
+    assert [(trigger, fits) for _, trigger, fits in plc.taken] == [(None, False)]
+    rig.plant.join("one")
+    for _ in range(10):
+        rig.scan()
+    rig.drive(*UP)

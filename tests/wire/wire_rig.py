@@ -196,7 +196,7 @@ class Rig:
         return row
 
     async def read_plcs(self) -> dict[str, Value | None]:
-        """Every tag as it stands in its PLC now, read by a client of our own beside the controller (or without one)."""
+        """Every tag as it stands in its PLC; not while a controller runs, which has the serial port for itself."""
         config = load(self.line, read_endpoints(self.folder / "endpoints.json"), kinds=kind_infos())
         values: dict[str, Value | None] = {}
         for driver in make_drivers(config, SystemClock()).values():
