@@ -168,7 +168,12 @@ class Station:
             against += [p.explain() for p in self.parts.permissives if p.condition() is not True]
         if block := self.line_block(trigger):
             against.append(block)
-        return against if later else against + self.behaviour.obstacles(trigger)
+        if later:
+            return against
+        try:
+            return against + self.behaviour.obstacles(trigger)
+        except Exception as error:  # a bug in a kind bars its station, and leaves the scan alive
+            return [*against, f"software fault in {self.name}: {error!r}; report it with the log"]
 
     def why_not_start(self) -> list[str]:
         """Answers "why can't it start?": the way through the states first, then every obstacle."""

@@ -454,6 +454,15 @@ def test_does_not_resume_from_a_person_s_suspend_nor_against_an_obstacle() -> No
     rig.until(State.EXECUTE, 4)
 
 
+def test_a_bug_in_what_a_kind_has_against_a_command_bars_the_station_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, pump = rig_of()
+    monkeypatch.setattr(pump, "obstacles", lambda trigger: 1 / 0)
+    with pytest.raises(CommandRejected, match="software fault in x: ZeroDivisionError"):
+        rig.scan(CLEAR)
+    assert "software fault" in "; ".join(rig.station.why_not_start())
+    assert rig.scan() is State.ABORTED
+
+
 # --- commands
 
 
