@@ -82,7 +82,11 @@ def read_yaml(text: str, file: str) -> Document:
         what = " ".join(str(part) for part in (error.context, error.problem) if part)
         if error.context_mark and error.context_mark.line + 1 != line:
             what += f" (begun on line {error.context_mark.line + 1})"
-        _complain(document, line, column, f"not valid YAML: {what}", "check indentation, colons, quotes and brackets")
+        hint = "check indentation, colons, quotes and brackets"
+        before = "".join(text.split("\n")[line - 1 : line])[:column]
+        if "\t" in before and not before.strip():
+            hint = "YAML is indented with spaces, never with tabs"
+        _complain(document, line, column, f"not valid YAML: {what}", hint)
         return document
     except yaml.YAMLError as error:  # the reader's: a character that YAML does not allow
         line = text.count("\n", 0, getattr(error, "position", 0) or 0) + 1

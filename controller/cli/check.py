@@ -41,7 +41,17 @@ def overrides(path: Path | None) -> Mapping[str, Mapping[str, Any]] | None:
     try:
         return read_endpoints(path)
     except ValueError as error:
+        if path is not None and not path.exists():
+            what = "there is no such endpoints file; `linewright hil serve` writes it as soon as every PLC listens"
+            console.fail(f"{path}: {what}", console.Exit.USAGE)
         console.fail(str(error), console.Exit.USAGE)
+
+
+def must_be_file(line: Path) -> None:
+    """Raises :class:`console.CliError` (usage) when this is not a file."""
+    what = "is a folder" if line.is_dir() else "there is no such file"
+    if not line.is_file():
+        console.fail(f"{line}: {what}; give the line's line.yaml", console.Exit.USAGE)
 
 
 @console.command
@@ -51,8 +61,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Check a line's files, recipes included. Exit 0 when it can run, 1 when something is wrong."""
-    if not line.is_file():
-        console.fail(f"{line}: there is no such file; give the line's line.yaml", console.Exit.USAGE)
+    must_be_file(line)
     replaced = overrides(endpoints)
     try:
         config = load(line, replaced, kinds=kind_infos())

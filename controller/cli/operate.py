@@ -16,6 +16,8 @@ from controller.north.frames import Arg, CommandInfo, Events, Hello, Reply
 
 CLIENT = "linewright"
 """Name of this client in the record."""
+MAX_USER = 64
+"""Characters of a user's name at most: it is part of what every view shows."""
 ENDED = frozenset({"committed", "rolled_back", "failed"})
 
 
@@ -118,6 +120,8 @@ async def _follow(frames: Frames, number: int, timeout_s: float) -> ChangeoverCh
 
 async def send(client: NorthClient, target: str, name: str, args: dict[str, Arg], user: str) -> Reply:
     """Send a command under the user's name. No answer in time is a failure that says what is unknown."""
+    if len(user) > MAX_USER:
+        console.fail(f"the user's name has {len(user)} characters; at most {MAX_USER}", console.Exit.USAGE)
     try:
         return await client.command(target, name, args, user=user or default_user(), client=CLIENT)
     except TimeoutError as error:

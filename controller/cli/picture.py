@@ -161,7 +161,8 @@ def header(picture: Picture, extra: str = "", *, brief: bool = False) -> Rendera
             second.append(f"{plc} ✗ not connected ", style="bold red")
     rows = [head, second]
     step = str(picture.values.get("line.changeover_step") or "")
-    if step and step != "committed":
+    over = step in ("rolled_back", "failed") and picture.state(LINE) in RUNNING  # somebody has decided to go on
+    if step and step != "committed" and not over:
         detail = str(picture.values.get("line.changeover_detail") or "")
         style = "yellow" if step in ("rolling_back", "rolled_back", "failed") else ""
         rows.append(Text(f"changeover: {step.replace('_', ' ')}, {detail}", style=style))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from controller.cli import console
-from controller.cli.check import Endpoints, LinePath, overrides
+from controller.cli.check import Endpoints, LinePath, must_be_file, overrides
 from controller.cli.connect import StateDir
 from controller.cli.processes import end_with_parent
 
@@ -47,8 +47,7 @@ def run(
     from controller.runtime.log import configure_logging  # noqa: PLC0415
 
     end_with_parent()
-    if not line.is_file():
-        console.fail(f"{line}: there is no such file; give the line's line.yaml", console.Exit.USAGE)
+    must_be_file(line)
     overrides(endpoints)  # a wrong file is told before anything starts
     if log_level not in ("debug", "info", "warning", "error"):
         console.fail(f"--log-level {log_level!r}: debug, info, warning or error", console.Exit.USAGE)

@@ -30,6 +30,12 @@ MAX_BYTES = 4_000_000
 """Bytes of one file at most."""
 _ITEMS = ("interlocks", "permissives", "alarms", "parameters", "sequences")
 _PLC: TypeAdapter[Plc] = TypeAdapter(Plc)
+_STAND_IN = "unnamed"
+_STAND_INS: Mapping[str, Mapping[str, str | int]] = {
+    "plcs": {"driver": "modbus_tcp", "host": "unnamed", "unit": 1},
+    "stations": {"kind": "unnamed"},
+}
+"""What takes the place of the only PLC or station while it is broken, so that the rest is checked as well."""
 
 
 def load(
@@ -144,6 +150,7 @@ class _Load:
     def _parse(self) -> LineFile | None:
         """The file as a model. What is broken is reported and left out, so that the rest is checked as well."""
         data = copy.deepcopy(self._document.data)
+        stands_in: set[str] = set()
         first = True
         for _ in range(8):
             if not isinstance(data, dict):
@@ -154,7 +161,7 @@ class _Load:
                 return None
             file, found = validate_data(LineFile, data, self._place)
             if file is not None:
-                return file
+                return file.model_copy(update={part: {} for part in stands_in})
             if first:
                 self._problems += [p for _, p in found]
             first = False
@@ -163,6 +170,10 @@ class _Load:
                     self._remove(data, self._unit_of(path))
                 else:
                     return None
+            for part, item in _STAND_INS.items():
+                if data.get(part) == {} and any(path[:1] == (part,) for path in self._broken):
+                    data[part] = {_STAND_IN: dict(item)}
+                    stands_in.add(part)
         return None
 
     @staticmethod

@@ -68,6 +68,10 @@ def test_a_file_that_is_not_there_is_a_usage_error(cli, tmp_path: Path) -> None:
     for command in ("check", "run"):
         result = cli(command, tmp_path / "none.yaml")
         assert (result.code, str(tmp_path / "none.yaml") in result.err) == (2, True)
+        result = cli(command, tmp_path)
+        assert (result.code, "is a folder" in result.err) == (2, True)
+        result = cli(command, BOTTLING / "line.yaml", "--endpoints", tmp_path / "none.json")
+        assert (result.code, "hil serve" in result.err) == (2, True)
 
 
 def test_schema_is_a_json_schema(cli) -> None:

@@ -73,6 +73,7 @@ def test_a_refused_command_exits_1_with_the_reason_on_stderr(cli, line) -> None:
         (("filler", "explode"), "does not know the command 'explode'"),
         (("filler", "changeover", "recipe=water_500"), "does not know the command"),
         (("line", "set_mode"), "needs mode="),
+        (("line", "start", "--user", "x" * 65), "at most 64"),
         (("line", "set_mode", "modus=manual"), "is no argument"),
         (("line", "changeover", "recipe=water_500", "start=maybe"), "wants a bool"),
     ],

@@ -55,6 +55,13 @@ def test_a_bad_value_is_shown_as_a_question_mark(picture: Picture) -> None:
     }
 
 
+def test_a_changeover_that_failed_is_shown_until_the_line_runs_again(picture: Picture) -> None:
+    failed = {**picture.values, "line.changeover_step": "failed", "line.changeover_detail": "nothing was written"}
+    for state, shown in (("Stopped", True), ("Idle", True), ("Execute", False)):
+        now = Picture(picture.hello, {**failed, "line.state_text": state}, picture.bad)
+        assert ("nothing was written" in drawn(now)) is shown, state
+
+
 def test_alarms_are_read_from_the_table_with_their_states(picture: Picture) -> None:
     jam = {"id": "infeed.jam", "text": "Bottle jam: at the exit", "priority": 3, "active": False,
            "acknowledged": False, "since": 5, "response": "Free the bottle"}  # fmt: skip

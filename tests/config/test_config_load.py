@@ -87,6 +87,33 @@ def test_all_errors_at_once_and_none_that_only_follows(tmp_path: Path) -> None:
     assert line_errors == marked_lines(sound_plc), "\n".join(found)
 
 
+def test_a_tab_is_named_as_the_reason(tmp_path: Path) -> None:
+    (found,) = errors(write(tmp_path, changed(LINE, ("  name: small", "\tname: small"))))
+    assert "with spaces, never with tabs" in found
+
+
+@pytest.mark.parametrize("wrong", ["the only PLC", "the only station", "both"])
+def test_a_mistake_in_the_only_plc_or_station_hides_nothing_else(tmp_path: Path, wrong: str) -> None:
+    """Whoever begins with one PLC and one station is told everything at once, too."""
+    unit = 300 if wrong != "the only station" else 1
+    key = "downstreams" if wrong != "the only PLC" else "downstream"
+    text = f"""\
+line: {{name: one, estop: [a.nowhere]}}
+plcs:
+  wet: {{driver: modbus_tcp, host: 127.0.0.1, unit: {unit}}}
+tags:
+  a.run: {{plc: wet, address: "co:1", type: BOOLEAN}}
+stations:
+  a: {{kind: sequence, {key}: []}}
+"""
+    path = tmp_path / "line.yaml"
+    path.write_text(text, encoding="utf-8")
+    found = "\n".join(errors(path))
+    assert "BOOLEAN" in found and "a.nowhere" in found
+    assert ("300" in found, "downstreams" in found) == (unit == 300, key == "downstreams")
+    assert "unnamed" not in found, "the stand-in shows"
+
+
 CSV_HEAD = "name,plc,address,type,scale,unit,access,description"
 
 
