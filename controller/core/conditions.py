@@ -53,6 +53,11 @@ def shown(value: Value | None, unit: str = "") -> str:
     return f"{text} {unit}" if unit else text
 
 
+def explained(name: str, text: str, value: bool | None, evidence: str) -> str:
+    """Why a condition of this name does not hold; an unknown one is not told as if it were known."""
+    return f"{name} is not known: {evidence}" if value is None else f"{text} ({evidence})"
+
+
 @dataclass(frozen=True, slots=True)
 class Interlock:
     """Must hold while the station runs; ``otherwise`` is ``hold``, ``stop`` or ``abort``."""
@@ -66,8 +71,8 @@ class Interlock:
     """Whether losing it while it acts raises an alarm of its own (not where another alarm names the cause)."""
 
     def explain(self) -> str:
-        """The operator's text, then the evidence."""
-        return f"{self.text} ({self.why()})"
+        """The operator's text, then the evidence; where an input is BAD, that and nothing about what it would say."""
+        return explained(self.name, self.text, self.condition(), self.why())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,8 @@ class Permissive:
     why: Callable[[], str]
 
     def explain(self) -> str:
-        """The operator's text, then the evidence."""
-        return f"{self.text} ({self.why()})"
+        """The operator's text, then the evidence; where an input is BAD, that and nothing about what it would say."""
+        return explained(self.name, self.text, self.condition(), self.why())
 
 
 class Debounce:

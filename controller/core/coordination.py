@@ -8,7 +8,7 @@ stop and hold go from the first to the last; run-out follows the product; abort 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.core.behaviour import Behaviour, Settings
 from controller.core.commands import CommandRejected
@@ -20,6 +20,9 @@ S, T = State, Trigger
 
 RUNNING = frozenset({S.EXECUTE, S.SUSPENDING, S.SUSPENDED, S.UNSUSPENDING})
 AT_REST = frozenset({S.STOPPED, S.ABORTED})
+ABORTED = frozenset({S.ABORTING, S.ABORTED})
+STOPPED = frozenset({S.STOPPING, S.STOPPED})
+HELD = frozenset({S.HOLDING, S.HELD})
 SETTLED_FOR_HOLD = frozenset({S.HELD, S.STOPPED, S.ABORTED, S.IDLE, S.COMPLETE})
 LINE_RUNNING = frozenset({S.STARTING, S.EXECUTE, S.UNHOLDING, S.SUSPENDING, S.SUSPENDED, S.UNSUSPENDING, S.COMPLETING})
 
@@ -50,14 +53,14 @@ class LineBehaviour(Behaviour):
         for station in self.stations:
             if station.state is S.ABORTED:
                 yield from self._order(station, T.CLEAR, "abort")
-        yield self._until(lambda s: s.state not in (S.CLEARING, S.ABORTED, S.ABORTING), "clear", "abort")
+        yield from self._bring(lambda s: s.state is not S.CLEARING, "clear", "abort", lost=ABORTED)
 
     def resetting(self) -> Steps:
         """Reset every stopped or complete station; the line is Idle when all are."""
         for station in self.stations:
             if station.state in (S.STOPPED, S.COMPLETE):
                 yield from self._order(station, T.RESET, "stop")
-        yield self._until(lambda s: s.state is S.IDLE, "reset", "stop")
+        yield from self._bring(lambda s: s.state is S.IDLE, "reset", "stop", lost=ABORTED | STOPPED)
 
     def starting(self) -> Steps:
         """Start from the last station to the first."""
@@ -176,7 +179,24 @@ class LineBehaviour(Behaviour):
                 yield from self._order(station, T.UNHOLD, "stop")
             elif station.state is S.IDLE:
                 yield from self._order(station, T.START, "stop")
-            yield self._until(lambda s: s.state in RUNNING, "start", "stop", (station,))
+            yield from self._bring(lambda s: s.state in RUNNING, "start", "stop", (station,), ABORTED | STOPPED | HELD)
+
+    def _bring(
+        self,
+        settled: Callable[[Station], bool],
+        what: str,
+        action: str,
+        stations: Sequence[Station] = (),
+        lost: frozenset[State] = frozenset(),
+    ) -> Steps:
+        """Wait until the stations have settled; one that falls into a ``lost`` state ends the wait at once."""
+        among = stations or self.stations
+        wait = self._until(settled, what, action, among)
+        yield replace(wait, condition=lambda: any(s.state in lost for s in among) or wait.condition())
+        fallen = [s for s in among if s.state in lost]
+        if fallen:
+            reasons = [f"{s.name} is {s.state.text}: {s.first_out or s.stop_reason}" for s in fallen]
+            yield Fail(f"{what}_failed", "; ".join(reasons), action)
 
     def _order(self, station: Station, trigger: Trigger, action: str) -> Steps:
         try:

@@ -295,11 +295,11 @@ class LineLogic:
         trigger = COMMAND_BY_NAME.get(command.name)
         if trigger is not None:
             before = unit.state
-            reason = f"by {command.user or 'nobody named'}"
+            reason = f"{trigger.text} by {command.user or 'nobody named'}"
             if trigger in (T.ABORT, T.STOP) and unit is self.line and self.changeover is not None:
                 self.changeover.keep_stopped()
             if trigger in (T.ABORT, T.STOP) and unit.machine.target(trigger) is None and self._is_there(unit, trigger):
-                also = self._command_all(trigger, f"line {trigger.text} {reason}") if unit is self.line else ""
+                also = self._command_all(trigger, f"line {reason}") if unit is self.line else ""
                 return f"{command.target} is already {before.text}{also}"
             unit.command(trigger, reason)
             return f"{command.target}: {before.text} → {unit.state.text}"

@@ -266,7 +266,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
             if version != SCHEMA_VERSION:
                 raise JournalError(
                     f"{path}: not a journal of this version (schema {version}, not {SCHEMA_VERSION}); read it "
-                    "with the version that wrote it"
+                    "with the version that wrote it, or move the file aside if it is not a journal at all"
                 )
             yield con
         finally:

@@ -47,7 +47,7 @@ def reset_fault(name: str, io: MachineIO, limit_s: float, action: str) -> Steps:
             f"{reset.tag} read back on",
             action,
         )
-        text = f"{name}: {fault_text(io)} to be gone after reset; remove its cause first"
+        text = f"{name}: fault gone after reset ({fault_text(io)}; remove its cause first)"
         yield Until(lambda: fault.is_(False), limit_s, "fault_remains", text, action)
     finally:
         reset.set(False)

@@ -141,6 +141,7 @@ class Machine(Counters):
     def _try_reset(self) -> None:
         cause = self.hard_cause() or self.soft_cause() or (JAM if self.fault and self.station.jammed else 0)
         if not self.fault or cause:
+            self.fault = cause if self.fault else 0  # what is in the way now, not what once was
             return
         self.fault = 0
         self._may_run = not self._run

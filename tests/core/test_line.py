@@ -224,7 +224,7 @@ def test_unhold_works_once_the_aborted_station_was_cleared_and_reset(rig: LineRi
     rig.run()
     rig.give("b", "abort")
     rig.until(lambda: rig.line.state is State.HELD)
-    assert "b is Aborting: by anna" in rig.line.stop_reason
+    assert "b is Aborting: Abort by anna" in rig.line.stop_reason
     refused = rig.give("line", "unhold")
     assert not refused.accepted
     assert "b is Aborted: give it Clear and Reset" in refused.reason
@@ -478,3 +478,34 @@ def test_an_output_alarm_from_before_a_loss_is_gone_when_the_plc_is_back(rig: Li
 def test_times_in_states_count_from_the_first_scan(rig: LineRig) -> None:
     for unit in (rig.line, *rig.stations.values()):
         assert unit.machine.time_in_state_ns(rig.plant.now) == 0
+
+
+def test_a_station_that_cannot_be_cleared_brings_the_line_back_to_aborted_at_once_and_is_named() -> None:
+    rig = LineRig(settings=LineSettings(limit_s=60.0))
+    rig.programs["b"].cause = 6  # its fault does not go with a reset
+    rig.scan()
+    assert rig.give("line", "clear").accepted
+    begin = rig.plant.now
+    rig.until(lambda: rig.line.state is State.ABORTED)
+    assert rig.plant.now - begin < 5 * S, "no waiting for the line's own limit"
+    assert rig.alarm("line.clear_failed").startswith("b is Abort")
+    assert "mixed product" in rig.alarm("line.clear_failed")
+    rig.programs["b"].cause = 0
+    rig.to("clear", State.STOPPED)
+    assert rig.alarm("line.clear_failed") == ""
+
+
+def test_a_station_stopped_by_a_person_while_the_line_starts_ends_the_start_at_once() -> None:
+    rig = LineRig(initial="water", settings=LineSettings(limit_s=60.0))
+    rig.until(lambda: rig.logic.recipe is not None)
+    rig.to("clear", State.STOPPED)
+    rig.to("reset", State.IDLE)
+    rig.programs["b"].stuck = True  # does not come up by itself
+    rig.give("line", "start")
+    rig.until(lambda: rig.stations["b"].state is State.STARTING)
+    rig.give("b", "stop")
+    rig.programs["b"].stuck = False
+    begin = rig.plant.now
+    rig.until(lambda: rig.line.state is State.STOPPED)
+    assert rig.plant.now - begin < 5 * S
+    assert "b is Stop" in rig.alarm("line.start_failed")

@@ -117,7 +117,7 @@ def test_unhold_before_the_jam_is_freed() -> None:
     scene.must("capper", "unhold", "technician")
     scene.until(lambda: scene.states["capper"] is State.STOPPED, 20, "the try given up")
     assert "capper" not in scene.running()
-    assert "jam to be gone after reset; remove its cause first" in scene.active("capper")["capper.fault_remains"]
+    assert "fault gone after reset (jam; remove its cause first)" in scene.active("capper")["capper.fault_remains"]
     scene.until(lambda: scene.line is State.HELD, 20, "the line Held")
     refused = scene.order("line", "unhold")
     assert "capper is Stopped: give it Reset" in refused.reason

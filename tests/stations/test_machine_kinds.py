@@ -135,7 +135,7 @@ def test_a_fault_in_execute_holds_and_says_which_and_unhold_resets_it(kind: str)
     assert rig.active() == ["x.machine_fault: x: jam"]
     rig.scan(UNHOLD)  # the bottle is still there
     rig.until(State.STOPPED)
-    assert rig.active() == ["x.fault_remains: x: jam to be gone after reset; remove its cause first: not within 1 s"]
+    assert rig.active() == ["x.fault_remains: x: fault gone after reset (jam; remove its cause first): not within 1 s"]
     rig.program.cause = 0
     rig.drive(RESET, START)
     assert rig.active() == []
@@ -148,7 +148,7 @@ def test_clear_with_the_cause_present_does_not_get_to_stopped() -> None:
     rig.scan()
     rig.scan(CLEAR)
     rig.until(State.ABORTED)
-    assert "guard door open to be gone" in rig.active()[0]
+    assert "fault gone after reset (guard door open" in rig.active()[0]
     assert rig.visited() == ["Clearing", "Aborting", "Aborted"]
     rig.program.cause = 0
     rig.drive(CLEAR)
