@@ -71,7 +71,9 @@ def ack(
 def changeover(
     recipe: Annotated[str, typer.Argument(help="The recipe to change over to.", show_default=False)],
     start: Annotated[bool, typer.Option("--start", help="Reset and start the line again afterwards.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Show the progress until it is over.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Show the progress to its end; with --start, to Execute.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="With --wait: seconds to wait at most.")] = 900.0,
     user: User = "",
     line: LineName = None,
@@ -94,8 +96,28 @@ def changeover(
                     console.emit({"accepted": True, "step": end.step, "detail": end.detail, "recipe": end.target})
                 if end.step != "committed":
                     console.fail("")
+                if start:
+                    await _started(client, timeout)
 
     console.run(give())
+
+
+async def _started(client: NorthClient, timeout_s: float) -> None:
+    """Wait until the line runs after its changeover; that it did not start is a failure, the recipe being in force."""
+
+    def over() -> bool:
+        return client.values["line.state_text"] == "Execute" or failed()
+
+    def failed() -> bool:
+        return "did not start" in str(client.values["line.changeover_detail"])
+
+    try:
+        await client.wait_until(over, timeout_s, "the line in Execute after the changeover")
+    except TimeoutError as error:
+        console.fail(str(error))
+    if failed():
+        console.fail(str(client.values["line.changeover_detail"]))
+    console.say("the line is in Execute")
 
 
 async def _follow(frames: Frames, number: int, timeout_s: float) -> ChangeoverChanged:

@@ -508,4 +508,4 @@ def test_a_station_stopped_by_a_person_while_the_line_starts_ends_the_start_at_o
     begin = rig.plant.now
     rig.until(lambda: rig.line.state is State.STOPPED)
     assert rig.plant.now - begin < 5 * S
-    assert "b is Stop" in rig.alarm("line.start_failed")
+    assert rig.line.stop_reason.startswith("b is Stop")
