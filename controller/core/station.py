@@ -95,7 +95,6 @@ class Station:
         self.name, self.machine, self.behaviour, self.parts = name, machine, behaviour, parts
         self._alarms, self._context = alarms, context
         self._runner: Runner | None = None
-        self._failed = False
         self._starved = Debounce(parts.suspend_delay_ns)
         self._blocked = Debounce(parts.suspend_delay_ns)
         self._self_suspended = False
@@ -268,7 +267,7 @@ class Station:
         Aborted in the scan that saw its cause.
         """
         if self._runner is None:
-            if not self._failed and self.state is not S.EXECUTE and self.machine.target(T.STATE_COMPLETE) is not None:
+            if self.state is not S.EXECUTE and self.machine.target(T.STATE_COMPLETE) is not None:
                 self._fire(T.STATE_COMPLETE, "state_complete", "")
             return
         try:
@@ -294,11 +293,9 @@ class Station:
         self._alarms.activate(alarm, text)
         if alarm not in self._raised:
             self._raised.append(alarm)
-        if self._runner is not None:
-            if self._close_runner() is not None:
-                action = "abort"  # its clean-up failed as well
-            # A failed acting state does not complete; only Aborting always ends, for there is nothing beyond it.
-            self._failed = self.state is not S.ABORTING
+        if self._close_runner() is not None:
+            action = "abort"  # its clean-up failed as well
+        # Every state but Aborting has Stop or Abort, so a failed acting state is always left, never completed.
         self._force(action, text)
 
     def trip(self, action: str, reason: str) -> None:
@@ -358,7 +355,6 @@ class Station:
         source = self.machine.state
         target = self.machine.fire(trigger, self._context.now_ns)
         fault = self._close_runner()
-        self._failed = False
         self.behaviour.state = target
         if target is S.EXECUTE:
             self.stop_reason = ""
