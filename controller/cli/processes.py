@@ -165,11 +165,16 @@ def _lives(pid: int) -> bool:
 
 
 def _orphans(known: set[int]) -> list[int]:
-    """Processes that were left to us, besides the children that we started ourselves."""
+    """Processes that were left to us, besides the children that we started ourselves.
+
+    Read from every process's own entry: the kernel's list of children may leave some out while others end.
+    """
+    ours = str(os.getpid())
     found: list[int] = []
-    for task in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [int(pid) for pid in task.read_text().split()]
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if entry.read_text().rpartition(")")[2].split()[1] == ours:
+                found.append(int(entry.parent.name))
     return [pid for pid in found if pid not in known]
 
 

@@ -101,19 +101,24 @@ async def test_the_line_is_worked_with_foreign_tools(tmp_path: Path) -> None:
         await foreign("uawrite", "-n", cntrl_cmd, "-t", "int32", "9", fails=True)
         assert line.state_of("line") == "Aborted", "whoever has not logged in may only look"
         watcher = await foreign.start("uasubscribe", "-n", await foreign.node("line.state_text"))
+        seen: list[str] = []
+
+        async def until_seen(state: str) -> None:
+            assert watcher.stdout is not None
+            async with asyncio.timeout(20):
+                while state not in seen:
+                    found = re.search(rb"DataChangeEvent.*? value='(\w+)'", await watcher.stdout.readline())
+                    seen.extend([found[1].decode()] if found else [])
+
         try:
+            await until_seen("Aborted")  # from here on it misses nothing
             await foreign("uawrite", "-n", cntrl_cmd, "-t", "int32", "9", login=True)
             await line.line_is("Stopped", 10)
             await foreign("uawrite", "-n", cntrl_cmd, "-t", "int32", "1", login=True)
             await line.line_is("Idle", 10)
             await foreign("uacall", "-n", await foreign.node("line.command"), "-m", "2:Start", login=True)
             await line.line_is("Execute")
-            seen: list[str] = []
-            assert watcher.stdout is not None
-            async with asyncio.timeout(10):
-                while "Execute" not in seen:
-                    found = re.search(rb"DataChangeEvent.*? value='(\w+)'", await watcher.stdout.readline())
-                    seen += [found[1].decode()] if found else []
+            await until_seen("Execute")
             assert seen == ["Aborted", "Clearing", "Stopped", "Resetting", "Idle", "Starting", "Execute"]
         finally:
             watcher.kill()
