@@ -138,6 +138,7 @@ class _Builder:
             hold_from_acting=chosen.hold_from_acting,
             complete_from_held=chosen.complete_from_held or newer,
             complete_from_suspended=chosen.complete_from_suspended or newer,
+            execute_state_complete=chosen.execute_state_complete,
         )
 
     def _modes(self) -> tuple[packml.Mode, ...]:

@@ -273,6 +273,8 @@ class PackmlOptions(Model):
     """Hold also from Starting, Unholding, Suspending, Unsuspending (footnote *b)."""
     complete_from_held: bool = False
     complete_from_suspended: bool = False
+    execute_state_complete: bool = False
+    """Execute also ends by itself, into Completing, when its sequence has (footnote *c; drawn in 2008 and 2015)."""
 
 
 class LineHead(Model):

@@ -10,6 +10,7 @@ from controller.build import build_line, kind_infos
 from controller.config.load import load
 from controller.core.image import InputBuffer, LinkReport
 from controller.core.line import LineLogic
+from controller.core.packml import State, Trigger
 from drivers.port import ReadGroup, Reading
 
 MS = 1_000_000
@@ -34,9 +35,9 @@ GROUPS = {"one": 0, "two": 0}
 
 
 class Built:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, packml: str = "{}") -> None:
         path = folder / "line.yaml"
-        path.write_text(LINE, encoding="utf-8")
+        path.write_text(LINE.replace("scan_ms: 100,", f"scan_ms: 100, packml: {packml},"), encoding="utf-8")
         config = load(path, kinds=kind_infos())
         self.tags = {p: tuple(t for t in config.tags.values() if config.tag_plc[t.name] == p) for p in GROUPS}
         groups = {plc: (ReadGroup("fast", tags),) for plc, tags in self.tags.items()}
@@ -86,3 +87,26 @@ def test_one_that_went_stale_too(built: Built) -> None:
 
 def test_one_that_is_bad_by_itself_is_not(built: Built) -> None:
     assert built.scan(bad="b.estop_ok") == ["estop_2"]
+
+
+@pytest.mark.parametrize(
+    ("option", "state", "trigger", "target"),
+    [
+        ("hold_from_suspended: false", State.SUSPENDED, Trigger.HOLD, None),
+        ("hold_from_acting: true", State.STARTING, Trigger.HOLD, State.HOLDING),
+        ("complete_from_held: true", State.HELD, Trigger.COMPLETE, State.COMPLETING),
+        ("complete_from_suspended: true", State.SUSPENDED, Trigger.COMPLETE, State.COMPLETING),
+        ("execute_state_complete: true", State.EXECUTE, Trigger.STATE_COMPLETE, State.COMPLETING),
+        ('edition: "2022"', State.HELD, Trigger.COMPLETE, State.COMPLETING),
+    ],
+)
+def test_every_packml_option_reaches_the_machines(
+    tmp_path: Path, option: str, state: State, trigger: Trigger, target: State | None
+) -> None:
+    found = []
+    for packml in ("{}", f"{{{option}}}"):
+        machine = Built(tmp_path, packml).logic.stations["a"].machine
+        machine.state = state
+        found.append(machine.target(trigger))
+    assert found[1] is target
+    assert found[0] is not target, "the option makes the difference"
