@@ -1,6 +1,8 @@
 # Linewright: every target sets up .venv from the lock file by itself; a second run starts at once.
 #   make demo    the bottling line on the wire, started, changed over and checked
 #   make test    all tests
+#   make peers   what the tests with programs of others need (libmodbus, mbpoll, socat, node-opcua)
+#   make bench   what the drivers cost, beside libmodbus, pymodbus and asyncua
 #   make check   ruff, mypy, import-linter
 #   make lock    renew requirements.lock from pyproject.toml
 
@@ -9,7 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test check lock setup clean
+.PHONY: demo test check peers bench lock setup clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -25,8 +27,15 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)
 	$(BIN)/linewright demo
 
-test: $(STAMP)
+test: $(STAMP) peers
 	$(BIN)/python -m pytest
+
+# Costs nothing when all of it is there. What cannot be installed is named, and its tests are skipped.
+peers:
+	@bench/peers/install
+
+bench: $(STAMP) peers
+	$(BIN)/python bench/drivers.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -41,4 +50,4 @@ lock: $(STAMP)
 		--python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) tests/peers/opcua/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import sys
@@ -16,9 +15,10 @@ from typing import Any
 import structlog
 
 from controller.build import build_line, kind_infos
+from controller.config.driver_options import driver_options
 from controller.config.line import LineConfig
 from controller.config.load import load
-from controller.config.model import ModbusRtuPlc, ModbusTcpPlc, OpcUaPlc, Plc
+from controller.config.overrides import Overrides
 from controller.core.commands import CommandQueue
 from controller.core.image import InputBuffer
 from controller.core.line import LineLogic
@@ -26,15 +26,15 @@ from controller.north.publisher import Publisher
 from controller.north.server import NorthServer
 from controller.north.view import LineView
 from controller.runtime import record
-from controller.runtime.bus import HeartbeatOptions, Link, LinkOptions
+from controller.runtime.bus import Link
+from controller.runtime.bus_options import link_options
 from controller.runtime.clock import Clock, SystemClock
 from controller.runtime.instance import InstanceLock, runtime_dir, state_dir
 from controller.runtime.journal import Journal
 from controller.runtime.scan_loop import ScanLoop
 from controller.runtime.service import GatewaySpec, Notifier, Part, Service, Supervisor
 from controller.runtime.timer import Timer, periodic
-from drivers.factory import make_driver
-from drivers.options import DriverOptions, ModbusRtuOptions, ModbusTcpOptions, OpcUaOptions
+from drivers.factory import Links, make_driver
 from drivers.port import Driver
 
 _log = structlog.get_logger("app")
@@ -60,75 +60,61 @@ class RunOptions:
 
 def read_endpoints(path: Path | None) -> Mapping[str, Mapping[str, Any]] | None:
     """The overrides of an endpoints file. Raises ``ValueError`` naming the file when it is not one."""
-    if path is None:
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as an endpoints file: {error}") from error
-    if not isinstance(data, dict) or not all(isinstance(v, dict) for v in data.values()):
-        raise ValueError(f'{path}: an endpoints file is {{"plc": {{"field": value}}}}')
-    return data
-
-
-def driver_options(plc: Plc, folder: Path) -> DriverOptions:
-    """What the driver of this PLC must be told. Raises ``OSError`` when a password file cannot be read."""
-    if isinstance(plc, OpcUaPlc):
-        password = None
-        if plc.password_file:
-            password = (folder / plc.password_file).read_text(encoding="utf-8").strip()
-        return OpcUaOptions(endpoint=plc.endpoint, user=plc.user, password=password)
-    plan: dict[str, Any] = {
-        "unit": plc.unit, "max_registers": plc.max_registers, "max_bits": plc.max_bits, "max_gap": plc.max_gap,
-    }  # fmt: skip
-    if isinstance(plc, ModbusTcpPlc):
-        return ModbusTcpOptions(host=plc.host, port=plc.port, **plan)
-    assert isinstance(plc, ModbusRtuPlc)
-    serial: dict[str, Any] = {"baudrate": plc.baudrate, "parity": plc.parity, "stopbits": plc.stopbits}
-    return ModbusRtuOptions(device=plc.device, **serial, **plan)
+    return None if path is None else Overrides.read(path)
 
 
 def make_drivers(config: LineConfig, clock: Clock) -> dict[str, Driver]:
-    """One driver per PLC of the line, not connected yet."""
+    """One driver per PLC of the line, not connected yet. Units of one physical link share its owner."""
     drivers: dict[str, Driver] = {}
+    links = Links()
     for name, plc in config.file.plcs.items():
         tags = [tag for tag in config.tags.values() if config.tag_plc[tag.name] == name]
-        options = driver_options(plc, config.path.parent)
-        drivers[name] = make_driver(name, options, tags, monotonic_ns=clock.monotonic_ns)
+        options = driver_options(plc, config.path.parent, config.file.scan_classes)
+        drivers[name] = make_driver(name, options, tags, links=links, monotonic_ns=clock.monotonic_ns)
     return drivers
 
 
 def make_link(config: LineConfig, driver: Driver, buffer: InputBuffer, clock: Clock) -> Link:
     """The supervised link of one PLC."""
-    plc = config.file.plcs[driver.name]
-    life = plc.heartbeat
-    heartbeat = HeartbeatOptions()
-    if life is not None:
-        heartbeat = HeartbeatOptions(
-            read=life.read, write=life.write, period_s=life.period_ms / 1000, timeout_s=life.timeout_ms / 1000
-        )
-    options = LinkOptions(
-        periods_s={name: c.period_ms / 1000 for name, c in config.file.scan_classes.items()},
-        timeout_s=plc.timeout_ms / 1000,
-        reconnect_max_s=plc.reconnect_max_s,
-        heartbeat=heartbeat,
-    )
+    options = link_options(config.file.plcs[driver.name], config.file.scan_classes)
     # Jitter of reconnections only: nothing that the scan sees depends on it.
     return Link(driver, buffer, clock, options, random.Random())
 
 
-def link_extras(links: Mapping[str, Link]) -> dict[str, Any]:
+_FIGURES = {
+    "requests": "requests", "timeouts": "timeouts", "failed": "failed", "refused": "refused", "rejected": "rejected",
+    "unknown": "unknown", "reconnects": "reconnects", "restarts": "restarts", "skipped": "skipped", "late": "late",
+    "strays": "strays", "missed": "missed", "breaker": "breaker", "round_trip": "last_round_trip_ms",
+    "requests_per_s": "requests_per_s", "p50": "p50_ms", "p99": "p99_ms",
+}  # fmt: skip
+"""Figures of a link: name north, field of ``LinkStats``."""
+_UNITS = {"round_trip": "ms", "p50": "ms", "p99": "ms", "requests_per_s": "1/s"}
+FIGURES_NS = 20_000_000
+
+
+def link_extras(links: Mapping[str, Link], clock: Clock) -> dict[str, Any]:
     """Diagnostics of the links for the view."""
     extras: dict[str, Any] = {}
     for name, link in links.items():
-        for field in ("requests", "timeouts", "failed", "refused", "rejected", "unknown", "reconnects", "skipped"):
-            extras[f"plcs.{name}.{field}"] = ("int", "", partial(_stat, link, field))
-        extras[f"plcs.{name}.round_trip"] = ("float", "ms", partial(_stat, link, "last_round_trip_ms"))
+        figures = _Figures(link, clock)
+        for short, field in _FIGURES.items():
+            kind = "str" if short == "breaker" else "float" if short in _UNITS else "int"
+            extras[f"plcs.{name}.{short}"] = (kind, _UNITS.get(short, ""), partial(figures.get, field))
     return extras
 
 
-def _stat(link: Link, field: str) -> Any:
-    return getattr(link.stats(), field)
+class _Figures:
+    """The figures of a link, worked out once for all of them when a scan is published."""
+
+    def __init__(self, link: Link, clock: Clock) -> None:
+        self._link, self._clock = link, clock
+        self._stats, self._taken_ns = link.stats(), clock.monotonic_ns()
+
+    def get(self, field: str) -> Any:
+        now = self._clock.monotonic_ns()
+        if now - self._taken_ns >= FIGURES_NS:
+            self._stats, self._taken_ns = self._link.stats(), now
+        return getattr(self._stats, field)
 
 
 def gateway_specs(options: RunOptions, socket: Path) -> list[GatewaySpec]:
@@ -188,7 +174,7 @@ async def _serve(
     restored: str,
 ) -> int:
     notifier = Notifier()
-    view = LineView(logic, link_extras(links))
+    view = LineView(logic, link_extras(links, clock))
     loop = ScanLoop(
         logic=logic,
         view=view,

@@ -75,7 +75,8 @@ class _Builder:
     def __init__(self, config: LineConfig, groups: Mapping[str, Sequence[ReadGroup]]) -> None:
         self.config, self.file = config, config.file
         stale = {name: c.stale_ms * MS for name, c in self.file.scan_classes.items()}
-        self.layout = Layout(groups.items(), stale)
+        blocks = [block for plc in self.file.plcs.values() for block in plc.command_blocks]
+        self.layout = Layout(groups.items(), stale, {tag: b.id for b in blocks for tag in (*b.tags, b.id)})
         self.image = ProcessImage(self.layout)
         self.alarms = AlarmBook()
         self.context = ScanContext()
@@ -270,7 +271,8 @@ class _Builder:
             rejected=self._counter(counts.rejected) if counts.rejected else None,
             in_process=slot[counts.in_process] if counts.in_process else None,
         )
-        return Tally(self.image, slots)
+        plcs = self.file.plcs.items()
+        return Tally(self.image, slots, {name: slot[plc.boot_counter] for name, plc in plcs if plc.boot_counter})
 
     def _counter(self, tag: str) -> tuple[int, int]:
         slot = self.layout.slots[tag]

@@ -12,12 +12,17 @@ Application Protocol V1.1b3, 4.2). A number of one register is always in that or
 says where its bytes lie. A STRING has two characters per register, in rising registers, filled up with NUL;
 the first character is in the high byte, with BADC and DCBA in the low byte. Characters are ISO/IEC 8859-1
 (IEC 61131-3: STRING is of single-byte characters, row 00 of ISO/IEC 10646).
+
+BCD and LBCD hold a decimal digit in every four bits; bits that are no digit (A to F) unpack to ``-1 - bits``, which no
+limit lets pass, so that the reason can name them. A tag with a ``mask`` is the field of bits that the mask covers, in
+two's complement if its type is signed.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+from array import array
 
 from drivers.port import Area, DataType, ModbusAddress, Tag, Value, WordOrder
 
@@ -32,6 +37,8 @@ STRUCT_CODE = {
     DataType.ULINT: "Q",
     DataType.REAL: "f",
     DataType.LREAL: "d",
+    DataType.BCD: "H",
+    DataType.LBCD: "I",
 }
 """``struct`` format character of each numeric type in whole registers; SINT and USINT take one register."""
 
@@ -44,11 +51,17 @@ INTEGER_RANGE = {
     DataType.UDINT: (0, (1 << 32) - 1),
     DataType.LINT: (-(1 << 63), (1 << 63) - 1),
     DataType.ULINT: (0, (1 << 64) - 1),
+    DataType.BCD: (0, 9999),
+    DataType.LBCD: (0, 99_999_999),
 }
+DECIMAL = (DataType.BCD, DataType.LBCD)
+MASKABLE = (DataType.SINT, DataType.USINT, DataType.INT, DataType.UINT)
+"""Types that may have a mask."""
 REALS = (DataType.REAL, DataType.LREAL)
 REAL_MAX: float = struct.unpack(">f", b"\x7f\x7f\xff\xff")[0]
 LREAL_MAX = 1.7e308
-"""Largest magnitude of an LREAL taken or given, a little under the format's, so that scaling has room."""
+"""Largest magnitude taken or given, scaled or not, a little under the format's, so that scaling has room."""
+_RANGES = {**INTEGER_RANGE, DataType.REAL: (-REAL_MAX, REAL_MAX), DataType.LREAL: (-LREAL_MAX, LREAL_MAX)}
 
 
 class EncodeError(ValueError):
@@ -83,9 +96,28 @@ def endian(tag: Tag) -> str:
 
 def swap_bytes(data: bytes) -> bytes:
     """Exchange the two bytes of every register."""
-    out = bytearray(len(data))
-    out[0::2], out[1::2] = data[1::2], data[0::2]
-    return bytes(out)
+    words = array("H", data)
+    words.byteswap()
+    return words.tobytes()
+
+
+def field(mask: int) -> tuple[int, int]:
+    """A mask's lowest bit and its number of bits."""
+    shift = (mask & -mask).bit_length() - 1
+    return shift, mask.bit_length() - shift
+
+
+def is_signed(tag: Tag) -> bool:
+    """Whether the tag's integer type has a sign."""
+    return INTEGER_RANGE[tag.type][0] < 0
+
+
+def full_range(tag: Tag) -> tuple[float, float]:
+    """Lowest and highest raw number that the tag's type, or its mask, can carry. Integers give ``int``."""
+    if tag.mask is None:
+        return _RANGES[tag.type]
+    bits = field(tag.mask)[1]
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if is_signed(tag) else (0, (1 << bits) - 1)
 
 
 def bounds(tag: Tag) -> tuple[float, float]:
@@ -94,15 +126,12 @@ def bounds(tag: Tag) -> tuple[float, float]:
     The limits are compared in raw space, because 0.1 as REAL, or 3 steps of 0.1, come back a little
     above what was written. Integers give ``int``. Raises ``ValueError`` when no value at all would be good.
     """
-    lowest: float
-    highest: float
-    if tag.type is DataType.REAL:
-        lowest, highest = -REAL_MAX, REAL_MAX
-    elif tag.type is DataType.LREAL:
-        highest = (LREAL_MAX - abs(tag.offset)) / max(abs(tag.scale), 1.0)
-        lowest = -highest
-    else:
-        lowest, highest = INTEGER_RANGE[tag.type]
+    lowest, highest = full_range(tag)
+    if tag.scaled:  # what scaling would carry beyond a double
+        most = (LREAL_MAX - abs(tag.offset)) / max(abs(tag.scale), 1.0)
+        if highest > most or lowest < -most:
+            whole = tag.type in INTEGER_RANGE
+            lowest, highest = (max(lowest, -int(most)), min(highest, int(most))) if whole else (-most, most)
     low, high = (tag.low, tag.high) if tag.scale > 0 else (tag.high, tag.low)
     if low is not None:
         lowest = max(lowest, _limit(tag, low, up=False))
@@ -116,9 +145,13 @@ def bounds(tag: Tag) -> tuple[float, float]:
 def check(tag: Tag) -> None:
     """Raise ``ValueError`` when the tag contradicts itself; the text says what to change."""
     if tag.type in (DataType.BOOL, DataType.STRING):
+        if tag.mask is not None:
+            raise ValueError(f"{tag.name}: a {tag.type} has no mask; remove it")
         if tag.scaled or tag.low is not None or tag.high is not None:
             raise ValueError(f"{tag.name}: a {tag.type} has no scale, offset, low or high; remove them")
     else:
+        if tag.mask is not None:
+            _check_mask(tag, tag.mask)
         given = [x for x in (tag.scale, tag.offset, tag.low, tag.high) if x is not None]
         if not all(map(math.isfinite, given)) or tag.scale == 0.0:
             raise ValueError(f"{tag.name}: scale, offset, low and high must be finite, and scale not 0")
@@ -126,6 +159,8 @@ def check(tag: Tag) -> None:
     address = tag.address
     if isinstance(address, ModbusAddress):
         _check_modbus(tag, address)
+    elif tag.mask is not None or tag.type in DECIMAL:
+        raise ValueError(f"{tag.name} at {address}: masks, BCD and LBCD are for Modbus registers")
 
 
 def to_raw(tag: Tag, value: Value) -> Value:
@@ -150,6 +185,8 @@ def judge(tag: Tag, raw: Value) -> tuple[Value | None, str]:
         return raw, ""
     if isinstance(raw, float) and not math.isfinite(raw):
         return None, "NaN (not a number)" if math.isnan(raw) else f"infinite ({raw})"
+    if raw < 0 and tag.type in DECIMAL:
+        return None, f"not BCD: 0x{-1 - int(raw):0{register_count(tag) * 4}X} has digits above 9"
     lowest, highest = bounds(tag)
     if not lowest <= raw <= highest:
         value = raw * tag.scale + tag.offset if tag.scaled else raw
@@ -160,14 +197,26 @@ def judge(tag: Tag, raw: Value) -> tuple[Value | None, str]:
     return (raw * tag.scale + tag.offset if tag.scaled else raw), ""
 
 
+def from_bcd(bits: int) -> int:
+    """The number whose decimal digits stand in ``bits``; ``-1 - bits`` when one is no digit."""
+    try:
+        return int(f"{bits:x}")
+    except ValueError:
+        return -1 - bits
+
+
 def pack(tag: Tag, raw: Value) -> bytes:
-    """Raw to register bytes. A BOOL gives one byte, 0 or 1."""
+    """Raw to register bytes. A BOOL gives one byte, 0 or 1; a tag with a mask its register, other bits 0."""
     if tag.type is DataType.BOOL:
         return b"\x01" if raw else b"\x00"
     if isinstance(raw, str):
         data = raw.encode("latin-1").ljust(register_count(tag) * 2, b"\0")
+    elif tag.mask is not None:
+        assert isinstance(raw, int)
+        data = (raw << field(tag.mask)[0] & tag.mask).to_bytes(2, "big")
     else:
-        data = struct.pack(endian(tag) + STRUCT_CODE[tag.type], raw)
+        bits = int(str(raw), 16) if tag.type in DECIMAL else raw
+        data = struct.pack(endian(tag) + STRUCT_CODE[tag.type], bits)
     return swap_bytes(data) if swapped(tag) else data
 
 
@@ -182,8 +231,12 @@ def unpack(tag: Tag, data: bytes) -> Value:
         data = swap_bytes(data)
     if tag.type is DataType.STRING:
         return data[: tag.length].split(b"\0", 1)[0].decode("latin-1")
+    if tag.mask is not None:
+        shift, bits = field(tag.mask)
+        sign = 1 << bits - 1 if is_signed(tag) else 0
+        return ((int.from_bytes(data, "big") & tag.mask) >> shift ^ sign) - sign
     raw: int | float = struct.unpack(endian(tag) + STRUCT_CODE[tag.type], data)[0]
-    return raw
+    return from_bcd(int(raw)) if tag.type in DECIMAL else raw
 
 
 def encode(tag: Tag, value: Value) -> bytes:
@@ -262,6 +315,16 @@ def _check_text(tag: Tag, value: Value) -> str:
     if "\0" in value or any(ord(c) > 0xFF for c in value):
         raise EncodeError(tag.name, value, "a STRING holds ISO 8859-1 characters without NUL")
     return value
+
+
+def _check_mask(tag: Tag, mask: int) -> None:
+    if tag.type not in MASKABLE or not 1 <= mask <= 0xFFFF:
+        raise ValueError(f"{tag.name}: a mask is 0x0001 to 0xFFFF and for {', '.join(MASKABLE)}")
+    bits, room = field(mask)[1], 8 if tag.type in (DataType.SINT, DataType.USINT) else 16
+    if mask.bit_count() != bits:
+        raise ValueError(f"{tag.name}: the bits of mask 0x{mask:04X} are not next to each other; use a tag per field")
+    if bits > room:
+        raise ValueError(f"{tag.name}: mask 0x{mask:04X} has {bits} bits, a {tag.type} holds {room}")
 
 
 def _check_modbus(tag: Tag, address: ModbusAddress) -> None:

@@ -43,6 +43,10 @@ class DataType(enum.StrEnum):
     REAL = "REAL"
     LREAL = "LREAL"
     STRING = "STRING"
+    BCD = "BCD"
+    """Four decimal digits in one register, 0..9999 (not of the table; common on older PLCs and meters)."""
+    LBCD = "LBCD"
+    """Eight decimal digits in two registers, 0..99,999,999."""
 
 
 class WordOrder(enum.StrEnum):
@@ -85,7 +89,17 @@ class OpcUaAddress:
         return self.node_id
 
 
-Address = ModbusAddress | OpcUaAddress
+@dataclass(frozen=True, slots=True)
+class SerialAddress:
+    """Where a tag of a serial line device lives: ``message.field``, as its protocol declares them."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+Address = ModbusAddress | OpcUaAddress | SerialAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +108,8 @@ class Tag:
 
     ``raw * scale + offset`` is the engineering value, in ``unit``. ``low``/``high`` bound the engineering
     value: outside of them a value that was *read* is BAD, and one that is to be *written* is refused before
-    anything is sent. ``length`` is the number of characters of a STRING.
+    anything is sent. ``length`` is the number of characters of a STRING. ``mask`` picks a field of bits out of an
+    integer in one register: its bits, shifted down to the lowest one, are the raw value (Modbus only).
     """
 
     name: str
@@ -110,6 +125,7 @@ class Tag:
     writable: bool = False
     scan_class: str = "fast"
     description: str = ""
+    mask: int | None = None
 
     @property
     def scaled(self) -> bool:
@@ -132,6 +148,10 @@ class ReadGroup:
 
     scan_class: str
     tags: tuple[Tag, ...]
+    each: bool = False
+    """Every reading is a message of its own (a scanned code) and must reach the scan: the group is not read again
+    before the last reading was latched.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +161,15 @@ class Reading:
     ``values`` are in the order of the group's tags. ``bad`` maps an index to the reason why that value must
     not be used (NaN, out of range, an OPC UA Bad status …); the value there is ``None``. ``stamp_ns`` is the
     monotonic time at which the *request* was sent, so that age is never under-stated. A driver may hand out
-    the identical ``values`` tuple again when nothing on the wire changed.
+    the identical ``values`` tuple again when nothing on the wire changed. ``sources`` holds the source timestamps in
+    the order of the tags where the protocol has them (OPC UA), UTC in ns since 1970, ``None`` where one is missing; it
+    is empty where the protocol has none (Modbus).
     """
 
     values: Sequence[Value | None]
     stamp_ns: int
     bad: Mapping[int, str] = field(default_factory=dict)
+    sources: Sequence[int | None] = ()
 
 
 class Outcome(enum.StrEnum):
@@ -172,8 +195,19 @@ class WriteOutcome:
 class FieldBusError(Exception):
     """The plant's fault: a cable, a PLC, a gateway. Carries where, what and what to look at next."""
 
-    def __init__(self, plc: str, what: str, *, where: str = "", hint: str = "", timed_out: bool = False) -> None:
+    def __init__(
+        self,
+        plc: str,
+        what: str,
+        *,
+        where: str = "",
+        hint: str = "",
+        timed_out: bool = False,
+        retry_s: float | None = None,
+    ) -> None:
         self.plc, self.what, self.where, self.hint, self.timed_out = plc, what, where, hint, timed_out
+        self.retry_s = retry_s
+        """Where the driver knows: how long to wait before the next :meth:`Driver.connect`."""
         place = f"{plc} ({where})" if where else plc
         super().__init__(f"{place}: {what}" + (f"; {hint}" if hint else ""))
 
@@ -193,11 +227,37 @@ class ExchangeFailed(FieldBusError):
     """
 
 
-class Driver(Protocol):
-    """One PLC. All calls are made by one task at a time; any await may be cancelled at any point.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverStats:
+    """What a driver has seen on the wire since it was made. Counts never reset."""
 
-    After :class:`LinkDown` or a cancellation the driver is to be closed and connected anew; it never
-    reconnects, retries a write or polls by itself.
+    requests: int = 0
+    """Requests sent (Modbus PDUs, OPC UA service calls, lines of a serial device)."""
+    answered: int = 0
+    """Good answers taken."""
+    timeouts: int = 0
+    refused: int = 0
+    """Exception answers, Bad service results."""
+    late: int = 0
+    """Answers to a request that had been given up: dropped."""
+    strays: int = 0
+    """Frames that fit no request, or not the one they claim to answer: never used."""
+    missed: int = 0
+    """Changes that a subscription lost (queue overflow, gap in its sequence), each reported and read anew."""
+    breaker: str = "closed"
+    """``closed``: in use; ``open``: silent on a shared link, probed within its budget."""
+    p50_ms: float = 0.0
+    """Median round trip of the last some hundred answers."""
+    p99_ms: float = 0.0
+
+
+class Driver(Protocol):
+    """One PLC. Any await may be cancelled at any point.
+
+    One task connects, reads and closes; writes come from one other task at most, and may begin while a read is
+    under way: they go on the wire before the requests of that read which are not sent yet. After :class:`LinkDown`
+    or a cancelled read or write the driver is to be closed and connected anew; it never reconnects, retries a
+    write or polls by itself. A ``close`` during a read or write ends that with :class:`LinkDown` or UNKNOWN.
     """
 
     @property
@@ -224,6 +284,19 @@ class Driver(Protocol):
 
     async def write(self, tag: str, value: Value, timeout_s: float) -> WriteOutcome:
         """Write one tag and verify it. Never re-sends. Raises nothing but ``CancelledError``."""
+
+    async def write_block(self, values: Mapping[str, Value], timeout_s: float) -> WriteOutcome:
+        """Write several tags in one request, so that the PLC takes over all of them or none, and verify them.
+
+        In the order of their addresses on Modbus, where they must be registers that follow each other without a
+        gap; in the order given on OPC UA. Otherwise as :meth:`write`.
+        """
+
+    def block_problem(self, tags: Sequence[str]) -> str:
+        """Why :meth:`write_block` cannot write these tags together; empty when it can."""
+
+    def stats(self) -> DriverStats:
+        """A snapshot of the counters; cheap enough for every second."""
 
     async def close(self) -> None:
         """Close and forget; safe at any time and more than once."""

@@ -13,8 +13,10 @@ import typer
 from controller.app import read_endpoints
 from controller.build import kind_infos
 from controller.cli import console
+from controller.config.address import parse_range
 from controller.config.line import LineConfig
 from controller.config.load import load
+from controller.config.plcs import ModbusOptions
 from controller.config.problems import ConfigError
 from controller.config.report import as_dicts, render, summary
 from controller.config.schema import recipe_schema, schema, text_of
@@ -99,13 +101,12 @@ def summarise(config: LineConfig) -> dict[str, Any]:
 def _plc(config: LineConfig, name: str) -> dict[str, Any]:
     spec = config.file.plcs[name]
     tags = [tag for tag in config.tags.values() if config.tag_plc[tag.name] == name]
-    if spec.driver == "opcua":  # one Read service call per group
-        requests = dict.fromkeys((tag.scan_class for tag in tags), 1)
-    else:
-        plan = ModbusPlan(
-            tags, PlanOptions(max_registers=spec.max_registers, max_bits=spec.max_bits, max_gap=spec.max_gap)
-        )
+    if isinstance(spec, ModbusOptions):
+        limits = {key: getattr(spec, key) for key in ("max_registers", "max_bits", "max_gap", "max_write_registers")}
+        plan = ModbusPlan(tags, PlanOptions(avoid=tuple(parse_range(text) for text in spec.avoid), **limits))
         requests = {group.scan_class: len(plan.requests(n)) for n, group in enumerate(plan.groups)}
+    else:  # one Read service call per group; a device that speaks by itself is asked at most as often
+        requests = dict.fromkeys((tag.scan_class for tag in tags), 1)
     classes, scan_ms = config.file.scan_classes, config.file.line.scan_ms
     return {
         "driver": spec.driver,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from controller.cli import check, demo, hil, journal, operate, run, status
+from controller.cli import check, demo, hil, journal, links, operate, plc, run, status, tags
 
 app = typer.Typer(
     name="linewright",
@@ -45,5 +45,8 @@ app.command("command")(operate.command)
 app.command("changeover")(operate.changeover)
 app.command("ack")(operate.ack)
 app.command("journal")(journal.journal)
+app.command("links")(links.links)
+app.add_typer(plc.app, name="plc")
+app.add_typer(tags.app, name="tags")
 app.add_typer(hil.app, name="hil")
 app.command("demo")(demo.demo)

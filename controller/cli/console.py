@@ -91,4 +91,5 @@ def emit(value: object) -> None:
 def console(*, stderr: bool = False) -> Console:
     """A console; where there is no terminal it writes plain text, wide enough for every table."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, highlight=False, width=None if terminal else 160)
+    # No markup and no emoji: hr:100:DINT is an address, not a sign between colons.
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=None if terminal else 160)

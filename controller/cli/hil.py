@@ -87,19 +87,27 @@ def serve(
     rate: Annotated[float, typer.Option(min=0.01, max=100, help="Plant seconds per second.")] = 1.0,
 ) -> None:
     """Serve a line's PLCs at real time (Modbus TCP, RTU on a pty, OPC UA), on loopback, until SIGTERM or Ctrl-C."""
-    from hil.wire import serve as serve_line  # noqa: PLC0415
+    from hil.wire import run_wire  # noqa: PLC0415
 
     end_with_parent()
     _known(line)
     ports = {name: int(value) for name, value in _pairs(port, "PLC=PORT", str.isdecimal)}
 
+    async def serve_line() -> None:
+        async with run_wire(
+            line, seed=seed, ports=ports, endpoints_file=endpoints, control_socket=control, rate=rate
+        ) as wire:
+            where = f"endpoints {endpoints}, " if endpoints else ""
+            console.say(f"serving {line}: {where}control socket {control}; Ctrl-C ends")
+            for name, fields in wire.endpoints.items():
+                console.say(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in fields.items()))
+            await wire.stopping.wait()
+
     async def until_signalled() -> None:
-        task = asyncio.ensure_future(serve_line(line, seed, ports, endpoints, control, rate))
+        task = asyncio.ensure_future(serve_line())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
-        where = f"endpoints {endpoints}, " if endpoints else ""
-        console.say(f"serving {line}: {where}control socket {control}; Ctrl-C ends")
         with contextlib.suppress(asyncio.CancelledError):
             await task
 

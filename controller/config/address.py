@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from drivers.plan import Range
 from drivers.port import Area, DataType, ModbusAddress, OpcUaAddress
 
 Protocol = Literal["modbus", "opcua"]
 
 _MODBUS = re.compile(r"(co|di|ir|hr):(\d{1,9})(?:\.(\d{1,3}))?")
+_RANGE = re.compile(r"(co|di|ir|hr):(\d{1,5})(?:\.\.(\d{1,5}))?")
 _NODE_ID = re.compile(r"(?:ns=\d{1,5};|nsu=[^;]+;)?(?:i=\d{1,10}|s=.+|g=[0-9A-Fa-f-]{36}|b=[A-Za-z0-9+/=]+)")
 _REGISTERS = {
-    DataType.DINT: 2, DataType.UDINT: 2, DataType.REAL: 2,
+    DataType.LBCD: 2, DataType.DINT: 2, DataType.UDINT: 2, DataType.REAL: 2,
     DataType.LINT: 4, DataType.ULINT: 4, DataType.LREAL: 4,
 }  # fmt: skip
 _MODICON = {"0": "co", "1": "di", "3": "ir", "4": "hr"}
@@ -43,6 +45,17 @@ def parse_modbus(text: str) -> ModbusAddress:
     if bit is not None and bit > 15:
         raise AddressError(f"{text}: a register has no bit {bit}", "0 … 15, 0 being the least significant")
     return ModbusAddress(area, offset, bit)
+
+
+def parse_range(text: str) -> Range:
+    """``hr:100..120`` or ``ir:7``: addresses of one area, both ends included. Raises :class:`AddressError`."""
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        raise AddressError(f'"{text}" is not a range of Modbus addresses', "write hr:100..120 or ir:7")
+    first, last = int(match[2]), int(match[3] or match[2])
+    if not first <= last <= 65535:
+        raise AddressError(f"{text}: addresses go from 0 to 65535, the lower one first")
+    return Range(Area(match[1]), first, last)
 
 
 def _modbus_hint(text: str) -> str:

@@ -215,7 +215,7 @@ def _check_counts(context: Context, name: str, station: Station) -> None:
             continue
         path: Path = ("stations", name, "counts", key)
         tag: Tag | None = context.tag(path, tag_name, f"counts of {name}")
-        if tag is not None and (tag.type not in UNSIGNED or tag.scaled):
-            scaled = ", scaled" if tag.scaled else ""
+        if tag is not None and (tag.type not in UNSIGNED or tag.scaled or tag.mask is not None):
+            scaled = ", scaled" if tag.scaled else ", masked" if tag.mask is not None else ""
             what = f"counts of {name}: {tag_name} is {tag.type}{scaled}, a counter is an unsigned integer"
             context.error(path, what, "UINT, UDINT or ULINT without scale: its roll-over must be known")

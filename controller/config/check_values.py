@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from controller.config.base import Scalar
 from controller.config.context import Context
-from controller.config.model import Parameter, Scalar, Set, Station, Wait
+from controller.config.model import Parameter, Set, Station, Wait
 from controller.config.values import spec_of
 from controller.core.expr import ExprError, Finding, TagInfo, parse
 from drivers.port import Tag

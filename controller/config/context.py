@@ -32,6 +32,8 @@ class Context:
     models: Mapping[str, TagModel]
     """Tags from line.yaml and from the tag files."""
     kinds: Mapping[str, KindInfo] | None = None
+    array_of: Mapping[str, str] = field(default_factory=dict)
+    """The array that declares a tag, by the tag's name; tags declared alone are not in it."""
     broken: set[Path] = field(default_factory=set)
     """What was given but is not usable, and already reported: never also reported as unknown."""
     errors: list[Problem] = field(default_factory=list)
@@ -39,6 +41,7 @@ class Context:
     tags: dict[str, Tag] = field(default_factory=dict)
     exprs: dict[str, Expr] = field(default_factory=dict)
     specs: list[ParameterSpec] = field(default_factory=list)
+    _numbers: dict[str, float] = field(default_factory=dict)
 
     def error(self, path: Path, what: str, hint: str = "", *, key: bool = False) -> None:
         """An error at the value at ``path``, or at its key."""
@@ -52,6 +55,14 @@ class Context:
     def warn(self, path: Path, what: str, hint: str = "", *, key: bool = False) -> None:
         """A warning: the line can run, but probably not as meant."""
         self.warnings.append(problem(self.place(path, key), what, hint, path))
+
+    def declared(self, name: str) -> str:
+        """The name under which a tag stands in the files: its own, or that of its array."""
+        return self.array_of.get(name, name)
+
+    def one(self, number: float | None) -> float | None:
+        """The same number, one object for all tags: ten thousand tags have few different ones."""
+        return number if number is None else self._numbers.setdefault(repr(number), number)
 
     def tag(self, path: Path, name: str, user: str) -> Tag | None:
         """The tag that ``user`` names at ``path``; reports an unknown one."""

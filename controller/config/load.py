@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from controller.config.arrays import ArrayError, element_names, expand
 from controller.config.check import check
 from controller.config.check_tags import check_endpoints, tag_plcs
 from controller.config.context import Context
 from controller.config.kinds import KindInfo
 from controller.config.line import LineConfig
-from controller.config.model import LineFile, Plc, TagModel
+from controller.config.model import LineFile, TagModel
+from controller.config.overrides import Overrides, override
+from controller.config.plcs import ModbusOptions
 from controller.config.problems import ConfigError, in_order
 from controller.config.tagfile import read_tags
 from recipes.bind import bind
@@ -29,7 +30,6 @@ from recipes.validate import validate_data
 MAX_BYTES = 4_000_000
 """Bytes of one file at most."""
 _ITEMS = ("interlocks", "permissives", "alarms", "parameters", "sequences")
-_PLC: TypeAdapter[Plc] = TypeAdapter(Plc)
 _STAND_IN = "unnamed"
 _STAND_INS: Mapping[str, Mapping[str, str | int]] = {
     "plcs": {"driver": "modbus_tcp", "host": "unnamed", "unit": 1},
@@ -63,6 +63,7 @@ class _Load:
         self._models: dict[str, TagModel] = {}
         self._tag_places: dict[DataPath, Place] = {}
         self._broken: set[DataPath] = set()
+        self._array_of: dict[str, str] = {}
         self._document = Document(str(path))
 
     def run(self, overrides: Mapping[str, Mapping[str, Any]]) -> LineConfig:
@@ -78,12 +79,14 @@ class _Load:
             self._read_tag_file(name, self._document.place(("tag_files", n)))
         if ("tag_files",) in self._broken:  # every tag of the missing file would only be called unknown
             raise self._error()
+        self._expand_arrays(file)
         context = Context(
             file=file,
             place=self._place,
             inside=self._document.inside,
             models=self._models,
             kinds=self._kinds,
+            array_of=self._array_of,
             broken=self._broken,
             errors=self._problems,
         )
@@ -119,6 +122,8 @@ class _Load:
         return place.file, place.line
 
     def _place(self, path: DataPath, key: bool = False, /) -> Place:
+        if path[:1] == ("tags",) and len(path) > 1 and path[1] in self._array_of:
+            path = ("tags", self._array_of[str(path[1])], *path[2:])
         if path[:2] in self._tag_places:
             return self._tag_places.get(path[:3]) or self._tag_places[path[:2]]
         return self._document.place(path, key=key)
@@ -219,6 +224,33 @@ class _Load:
             self._models[tag] = model
             self._tag_places |= {p: place for p, place in found.places.items() if p[:2] == ("tags", tag)}
 
+    def _expand_arrays(self, file: LineFile) -> None:
+        """Put the tags of an array in its place. An array that cannot be is told here or with its address."""
+        models: dict[str, TagModel] = {}
+        for name, model in self._models.items():
+            if model.array is None:
+                models[name] = model
+                continue
+            elements: dict[str, TagModel] = {}
+            asked = self._place(("tags", name, "array"))
+            try:
+                if not isinstance(file.plcs.get(model.plc), ModbusOptions):
+                    models[name] = model
+                else:
+                    elements = expand(name, model)
+            except ArrayError as error:
+                self._problems.append(problem(asked, str(error), error.hint))
+            if not elements:
+                self._broken |= {("tags", element) for element in (name, *element_names(name, model.array))}
+            for element in elements:
+                if element in self._models:
+                    first = self._place(("tags", element), True)
+                    what = f'tag "{element}" is given twice: once by the array {name}'
+                    self._problems.append(problem(asked, what, f"the other is at {first.file}:{first.line}"))
+            self._array_of |= dict.fromkeys(elements.keys() - self._models.keys(), name)
+            models |= elements
+        self._models = models
+
     def _recipes(self, context: Context) -> tuple[dict[str, MasterRecipe], dict[str, ControlRecipe]]:
         file = context.file
         folder = self._path.parent / file.recipes
@@ -265,34 +297,12 @@ class _Load:
                 if not here & self._broken:
                     self._problems.append(found)
 
-    def _override(self, context: Context, overrides: Mapping[str, Mapping[str, Any]]) -> LineFile:
-        plcs = dict(context.file.plcs)
-        for name, fields in overrides.items():
-            if name not in plcs:
-                place, hint = self._place(("plcs",), True), nearest(name, plcs)
-                self._problems.append(problem(place, f'override: unknown PLC "{name}"', hint))
-                continue
-            old = plcs[name]
-            driver = fields.get("driver", old.driver)
-            if (driver == "opcua") != (old.driver == "opcua"):
-                what = f"override: {name} speaks {old.driver} and cannot become {driver}"
-                hint = "its tags have addresses of that protocol"
-                self._problems.append(problem(self._place(("plcs", name), True), what, hint))
-                continue
-            kept = old.model_dump(exclude_unset=True)
-            if driver != old.driver:
-                kept = {
-                    k: v
-                    for k, v in kept.items()
-                    if k not in ("host", "port", "device", "baudrate", "parity", "stopbits")
-                }
-            try:
-                plcs[name] = _PLC.validate_python({**kept, **fields})
-            except ValidationError as error:
-                for detail in error.errors(include_url=False):
-                    field = ".".join(str(part) for part in detail["loc"][1:])
-                    what = f"override: {name}.{field}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
-                    self._problems.append(problem(self._place(("plcs", name), True), what, "correct the override"))
+    def _override(self, context: Context, given: Mapping[str, Mapping[str, Any]]) -> LineFile:
+        overrides = given if isinstance(given, Overrides) else Overrides(given)
+        if overrides.text:
+            self._sources[overrides.file] = overrides.text
+        plcs, problems = override(context.file.plcs, overrides)
+        self._problems += problems
         if not self._problems:
             check_endpoints(context, plcs)
         if self._problems:

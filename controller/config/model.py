@@ -9,88 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
+from controller.config.base import Expression, Model, Name, Scalar, TagName
+from controller.config.plcs import Plc
 from drivers.port import DataType, WordOrder
-
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
-"""A short lower-case name; becomes part of node ids, so it must never need quoting."""
-TagName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}\.[a-z][a-z0-9_]{0,39}$")]
-"""``group.point``, the group usually a station's name."""
-Expression = Annotated[str, Field(min_length=1, max_length=400)]
-"""A condition over tags, e.g. ``filler.bowl_level >= 20 % and not filler.fault`` (``controller.core.expr``)."""
-Scalar = bool | int | float | str
-
-
-class Model(BaseModel):
-    """Base: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Heartbeat(Model):
-    """Life signs both ways between controller and PLC."""
-
-    read: TagName | None = None
-    """Counter in the PLC that must keep changing."""
-    write: TagName | None = None
-    """Counter in the PLC written once per ``period_ms`` by completed scans only."""
-    period_ms: int = Field(200, ge=10, le=10_000)
-    timeout_ms: int = Field(1000, ge=50, le=60_000)
-    """A ``read`` counter that has not changed for this long makes every tag of the PLC BAD."""
-
-
-class PlcBase(Model):
-    """What all kinds of PLC have in common."""
-
-    description: str = ""
-    timeout_ms: int = Field(500, ge=10, le=60_000)
-    reconnect_max_s: float = Field(5.0, ge=0.1, le=300)
-    on_loss: Literal["hold", "stop", "abort"] = "abort"
-    """What the stations that use this PLC do when its link is lost."""
-    heartbeat: Heartbeat | None = None
-
-
-class ModbusOptions(PlcBase):
-    """Options of every Modbus PLC."""
-
-    unit: int = Field(ge=0, le=255)
-    word_order: WordOrder = WordOrder.ABCD
-    max_registers: int = Field(125, ge=1, le=125)
-    max_bits: int = Field(2000, ge=1, le=2000)
-    max_gap: int = Field(8, ge=0, le=124)
-    """Unused registers that a read may bridge to save a request."""
-
-
-class ModbusTcpPlc(ModbusOptions):
-    """A PLC that speaks Modbus TCP."""
-
-    driver: Literal["modbus_tcp"]
-    host: str = Field(min_length=1)
-    port: int = Field(502, ge=1, le=65535)
-
-
-class ModbusRtuPlc(ModbusOptions):
-    """A PLC on a serial line that speaks Modbus RTU."""
-
-    driver: Literal["modbus_rtu"]
-    device: str = Field(min_length=1)
-    baudrate: int = Field(19200, ge=300, le=4_000_000)
-    parity: Literal["N", "E", "O"] = "E"
-    stopbits: Literal[1, 2] = 1
-
-
-class OpcUaPlc(PlcBase):
-    """A PLC with an OPC UA server."""
-
-    driver: Literal["opcua"]
-    endpoint: str = Field(pattern=r"^opc\.tcp://.+")
-    user: str | None = None
-    password_file: str | None = None
-    """File that holds the password; never the password itself."""
-
-
-Plc = Annotated[ModbusTcpPlc | ModbusRtuPlc | OpcUaPlc, Field(discriminator="driver")]
 
 
 class ScanClass(Model):
@@ -101,7 +24,9 @@ class ScanClass(Model):
 
 
 class TagModel(Model):
-    """One tag. The address is ``co:5``, ``di:5``, ``ir:10``, ``hr:10``, ``hr:10.3`` (Modbus) or a node id."""
+    """One tag. The address is ``co:5``, ``di:5``, ``ir:10``, ``hr:10``, ``hr:10.3`` (Modbus), a node id, or
+    ``message.field`` (serial line device).
+    """
 
     plc: Name
     address: str = Field(min_length=1)
@@ -116,6 +41,10 @@ class TagModel(Model):
     high: float | None = None
     access: Literal["r", "rw"] = "r"
     scan_class: Name = "fast"
+    mask: int | None = Field(None, ge=1, le=0xFFFF)
+    """The bits of a register that carry the value (Modbus), e.g. 0x0FF0; they count from the lowest one of them."""
+    array: int | None = Field(None, ge=2, le=1000)
+    """So many tags of this kind one behind the other, named ``group.point_1`` … ``group.point_n``."""
     description: str = ""
 
 

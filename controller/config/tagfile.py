@@ -2,8 +2,8 @@
 
 UTF-8 (with or without a byte order mark), separated by ``,`` or ``;`` or tabs, decimal point. The first row
 names the columns, in any order: name, plc, address and type are required; word_order, length, scale, offset,
-unit, low, high, access, scan_class and description may be left out. Empty cells take the default, empty rows
-and rows that begin with ``#`` are skipped.
+unit, low, high, access, scan_class, mask, array and description may be left out. Empty cells take the default,
+empty rows and rows that begin with ``#`` are skipped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from recipes.validate import validate_data
 
 REQUIRED = ("name", "plc", "address", "type")
 COLUMNS = ("name", *TagModel.model_fields)
-_NUMBERS = ("scale", "offset", "low", "high", "length")
-_TAG = re.compile(r"[a-z][a-z0-9_]{0,39}\.[a-z][a-z0-9_]{0,39}")
+_NUMBERS = ("scale", "offset", "low", "high", "length", "mask", "array")
+TAG = re.compile(r"[a-z][a-z0-9_]{0,39}\.[a-z][a-z0-9_]{0,39}")
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ def _row(cells: list[str], columns: list[str], place: Place, result: TagFile) ->
     if len(cells) != len(columns):
         what = f"{len(cells)} cells in this row, {len(columns)} columns in the header"
         result.problems.append(problem(place, what, "check separators and quotes", path))
-    if not _TAG.fullmatch(name):
+    if not TAG.fullmatch(name):
         hint = "a tag is written group.point in lower-case letters, digits and _"
         result.problems.append(problem(place, f'"{name}" is not a valid tag name', hint, path))
     elif path in result.places:
@@ -116,7 +116,10 @@ def _row(cells: list[str], columns: list[str], place: Place, result: TagFile) ->
 
 
 def _number(text: str, column: str) -> int | float:
-    number = int(text) if column == "length" else float(text)
+    if column == "mask":
+        number: int | float = int(text, 0)  # mostly written 0x0FF0
+    else:
+        number = int(text) if column in ("length", "array") else float(text)
     if not math.isfinite(number) or "_" in text:
         raise ValueError(text)
     return number

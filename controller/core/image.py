@@ -9,7 +9,9 @@ The :class:`InputBuffer` is what link tasks fill between scans; only :meth:`Proc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from drivers.port import Outcome, ReadGroup, Reading, Tag, Value
@@ -31,11 +33,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class LinkReport:
-    """A PLC's link came up (``up``) or is down, and why."""
+    """A PLC's link came up (``up``) or is down, and why.
+
+    ``restarted``: its boot counter shows that the PLC has restarted since it was last up.
+    """
 
     plc: str
     up: bool
     reason: str = ""
+    restarted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +54,82 @@ class WriteReport:
     reason: str = ""
 
 
-class Layout:
-    """Which tag has which slot. Built once from the drivers' read groups; immutable."""
+class Slots(Mapping[str, int]):
+    """The slot of every tag, by name: the slots in the order of their names. A dict would take ten times the memory,
+    and nothing looks names up while the line runs but a few reports.
+    """
 
-    def __init__(self, plcs: Iterable[tuple[str, Sequence[ReadGroup]]], stale_ns: dict[str, int]) -> None:
+    def __init__(self, tags: Sequence[Tag]) -> None:
+        self._tags = tags
+        self._order = array("I", sorted(range(len(tags)), key=self._name))
+
+    def __getitem__(self, name: str) -> int:
+        place = bisect_left(self._order, name, key=self._name)
+        if place < len(self._order) and self._name(self._order[place]) == name:
+            return self._order[place]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (tag.name for tag in self._tags)
+
+    def __len__(self) -> int:
+        return len(self._tags)
+
+    def _name(self, slot: int) -> str:
+        return self._tags[slot].name
+
+
+class PlcOf(Mapping[str, str]):
+    """The PLC of every tag, by name."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def __getitem__(self, name: str) -> str:
+        return self._layout.groups[self._layout.group_of(self._layout.slots[name])].plc
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layout.slots)
+
+    def __len__(self) -> int:
+        return len(self._layout.slots)
+
+
+class Layout:
+    """Which tag has which slot. Built once from the drivers' read groups; immutable.
+
+    ``commands`` maps the outputs that are written together, as one command, to the output that numbers it.
+    """
+
+    def __init__(
+        self,
+        plcs: Iterable[tuple[str, Sequence[ReadGroup]]],
+        stale_ns: dict[str, int],
+        commands: Mapping[str, str] | None = None,
+    ) -> None:
         groups: list[Group] = []
-        self.slots: dict[str, int] = {}
-        self.tags: list[Tag] = []
-        self.plc_of: dict[str, str] = {}
+        self.commands: Mapping[str, str] = dict(commands or {})
+        tags: list[Tag] = []
         self.plcs: list[str] = []
         for plc, read_groups in plcs:
             self.plcs.append(plc)
             for index, group in enumerate(read_groups):
-                groups.append(Group(plc, index, len(self.tags), group.tags, stale_ns[group.scan_class]))
-                for tag in group.tags:
-                    assert tag.name not in self.slots, f"tag {tag.name} is in two read groups"
-                    self.slots[tag.name] = len(self.tags)
-                    self.tags.append(tag)
-                    self.plc_of[tag.name] = plc
-        self.groups: tuple[Group, ...] = tuple(groups)
+                groups.append(Group(plc, index, len(tags), group.tags, stale_ns[group.scan_class]))
+                tags += group.tags
+        self.tags = tuple(tags)
+        self.groups = tuple(groups)
         self.number = {(g.plc, g.index): n for n, g in enumerate(groups)}
+        self.slots = Slots(self.tags)
+        self.plc_of = PlcOf(self)
+        self._first = [g.first for g in groups]
+        for slot, tag in enumerate(tags):
+            assert self.slots[tag.name] == slot, f"tag {tag.name} is in two read groups"
+
+    def group_of(self, slot: int) -> int:
+        """Number of the read group that brings this slot. Raises ``IndexError`` if there is no such slot."""
+        if not 0 <= slot < len(self.tags):
+            raise IndexError(slot)
+        return bisect_right(self._first, slot) - 1
 
 
 class InputBuffer:
@@ -86,8 +148,14 @@ class InputBuffer:
         """A reading of the PLC's group number ``group``."""
         self.readings[self.layout.number[plc, group]] = reading
 
+    def pending(self, plc: str, group: int) -> bool:
+        """Whether the group's last reading still waits for the scan to latch it: another one would replace it."""
+        return self.readings[self.layout.number[plc, group]] is not None
+
     def link(self, report: LinkReport) -> None:
-        """The PLC's link changed. Readings taken before a loss and not yet latched are dropped with it."""
+        """The PLC's link changed. Readings taken before a loss and not yet latched are dropped with it: their tags
+        are BAD from the next scan on, and say so.
+        """
         self.links[report.plc] = report
         if not report.up:
             for n, group in enumerate(self.layout.groups):
@@ -103,7 +171,7 @@ class ProcessImage:
     """Inputs as latched for this scan, and outputs as wanted after it.
 
     ``values[slot]`` may only be used when ``bad[slot] is None``; logic goes through ``Input`` and compiled
-    expressions, which see to that. ``out[slot]`` is the wanted value of a writable tag, ``None`` while nobody
+    expressions, which see to that. ``out[slot]`` is the wanted value of a writable tag, missing while nobody
     has asked for one yet.
     """
 
@@ -113,16 +181,19 @@ class ProcessImage:
         self.values: list[Value | None] = [None] * n
         self.bad: list[str | None] = [NEVER_READ] * n
         self.since: list[int] = [0] * n
-        self.out: list[Value | None] = [None] * n
+        self.out: dict[int, Value] = {}
         self.changed_out: dict[int, Value] = {}
         self.up: dict[str, bool] = dict.fromkeys(layout.plcs, False)
         self.down_reason: dict[str, str] = dict.fromkeys(layout.plcs, "not connected yet")
         self.down_since: dict[str, int] = dict.fromkeys(layout.plcs, 0)
         self.versions: list[int] = [0] * len(layout.groups)
-        """Per read group, counts readings that differed from the one before, and losses."""
+        """Per read group, counts readings that differed from the one before, and losses; also when they went BAD."""
         self._stamp: list[int | None] = [None] * len(layout.groups)
         self._last: list[Sequence[Value | None] | None] = [None] * len(layout.groups)
-        self._clean: list[bool] = [False] * len(layout.groups)
+        """Per read group, the values of the last reading; ``None`` when the image does not show them."""
+        self._last_bad: list[Mapping[int, str]] = [{}] * len(layout.groups)
+        """Per read group, a copy of what was bad in it: the driver's own may change."""
+        self._sources: list[Sequence[int | None]] = [()] * len(layout.groups)
 
     def latch(self, now_ns: int, buffer: InputBuffer) -> tuple[list[LinkReport], list[WriteReport]]:
         """Take over what the links brought. Returns the link changes and write reports since the last scan."""
@@ -143,7 +214,8 @@ class ProcessImage:
             if reading is not None:
                 readings[n] = None
                 self._stamp[n] = reading.stamp_ns
-                if reading.values is not self._last[n] or reading.bad or not self._clean[n]:
+                self._sources[n] = reading.sources
+                if reading.values is not self._last[n] or reading.bad != self._last_bad[n]:
                     self._take(n, group, reading, now_ns)
             stamp = self._stamp[n]
             if stamp is not None and now_ns - stamp > group.stale_ns:
@@ -157,10 +229,7 @@ class ProcessImage:
 
     def group_of(self, slot: int) -> int:
         """Number of the read group that brings this slot. Raises ``IndexError`` if there is no such slot."""
-        for n, group in enumerate(self.layout.groups):
-            if group.first <= slot < group.first + len(group.tags):
-                return n
-        raise IndexError(slot)
+        return self.layout.group_of(slot)
 
     def readable(self, slot: int) -> bool:
         """Whether the PLC answers for this slot: what is BAD all the same is BAD by itself, not by a lost PLC."""
@@ -170,6 +239,15 @@ class ProcessImage:
         """Monotonic time of the request that last read this slot (0 = never)."""
         return self._stamp[self.group_of(slot)] or 0
 
+    def source_of(self, slot: int) -> int | None:
+        """When the value arose at its source, by the source's clock: UTC in ns since 1970, ``None`` if not known.
+
+        It belongs to the reading shown last, and is ``None`` once that is stale or lost.
+        """
+        n = self.group_of(slot)
+        sources = self._sources[n]
+        return sources[slot - self.layout.groups[n].first] if sources else None
+
     def write(self, slot: int, value: Value) -> None:
         """Want ``value`` on an output from this scan on.
 
@@ -178,7 +256,8 @@ class ProcessImage:
         """
         bad = self.bad[slot]
         elsewhere = bad != NEVER_READ and (bad is not None or self.values[slot] != value)
-        if elsewhere or self.out[slot] != value or type(self.out[slot]) is not type(value):
+        wanted = self.out.get(slot)
+        if elsewhere or wanted != value or type(wanted) is not type(value):
             self.out[slot] = value
             self.changed_out[slot] = value
 
@@ -195,25 +274,20 @@ class ProcessImage:
         self.versions[n] += 1
         first, count = group.first, len(group.tags)
         assert len(reading.values) == count, f"{group.plc}: reading of {len(reading.values)} values for {count} tags"
-        self.values[first : first + count] = reading.values
+        slots = slice(first, first + count)
+        if self._last[n] is None or self._last_bad[n] or reading.bad:
+            before = self.bad[slots]
+            self.bad[slots] = [None] * count
+            for i, reason in reading.bad.items():
+                if before[i] is None:
+                    self.since[first + i] = now_ns
+                self.bad[first + i] = reason
+            self._last_bad[n] = dict(reading.bad)
+        self.values[slots] = reading.values
         self._last[n] = reading.values
-        if not reading.bad:
-            self.bad[first : first + count] = [None] * count
-            self._clean[n] = True
-            return
-        self._clean[n] = False
-        for i in range(count):
-            reason = reading.bad.get(i)
-            slot = first + i
-            if reason is None:
-                self.bad[slot] = None
-            else:
-                if self.bad[slot] is None:
-                    self.since[slot] = now_ns
-                self.bad[slot] = reason
 
     def _spoil(self, n: int, group: Group, reason: str, now_ns: int) -> None:
-        self._clean[n] = False
+        self._last[n], self._sources[n] = None, ()
         self.versions[n] += 1
         for slot in range(group.first, group.first + len(group.tags)):
             if self.bad[slot] is None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from controller.core.image import ProcessImage
+from drivers.port import DataType
 
 V = TypeVar("V", bool, int, float, str)
 
@@ -70,7 +71,16 @@ class Output(Input[V]):
     @property
     def wanted(self) -> V | None:
         """What was last asked for; ``None`` before the first time."""
-        return cast("V | None", self._image.out[self.slot])
+        return cast("V | None", self._image.out.get(self.slot))
+
+    @property
+    def type(self) -> DataType:
+        """The type on the wire."""
+        return self._image.layout.tags[self.slot].type
+
+    def goes_with(self, number: Output[int]) -> bool:
+        """Whether the PLC gets this one only together with ``number``, in one piece, when that one changes."""
+        return self._image.layout.commands.get(self.tag) == number.tag
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,8 @@ class LineLogic:
         else:
             place = f" ({where})" if where and where not in link.reason else ""
             self.alarms.activate(alarm, f"PLC {link.plc}{place} is not connected: {link.reason}")
-        self.context.events.append(LinkChanged(at=self.context.utc_ns, plc=link.plc, up=link.up, reason=link.reason))
+        reason = "the PLC has restarted" if link.up and link.restarted else link.reason
+        self.context.events.append(LinkChanged(at=self.context.utc_ns, plc=link.plc, up=link.up, reason=reason))
 
     def _forget_failed(self, plc: str) -> None:
         """A PLC is back: its link compares every output anew, and reports those again that it cannot write."""

@@ -1,94 +1,70 @@
-"""The link to one PLC: one task that connects, polls, writes, and starts over when the link is lost.
+"""The link to one PLC: connects, polls, writes, and starts over when the link is lost.
 
 The scan and the link meet in three places only, none of which waits: the link puts readings, link changes and
 write reports into the :class:`~controller.core.image.InputBuffer`; the scan hands its outputs to
-:meth:`Link.set_outputs` and its life sign to :meth:`Link.beat`. What is wanted and what is known of the PLC is kept
-in ``controller.runtime.bus_state``.
+:meth:`Link.set_outputs` and its life sign to :meth:`Link.beat`. This module connects and reads,
+``bus_writer`` writes. Levels and life signs are in ``bus_state``, commands in ``bus_commands``, who the PLC is in
+``bus_peer``: all three pure.
 
-*Up* means: connected, every group read since then, and (where the PLC has a life sign) seen counting. Only then
-are outputs written. After a loss nothing is reported up, and so nothing written, before the scan has latched the
-loss: outputs wanted before it must not reach a PLC that has restarted meanwhile.
+*Up* means: connected, every group read since then, recognised by its identity, and (where the PLC has a life sign) seen
+counting. Only then are outputs written. A PLC that is not the one meant is never written to at all. After a loss
+nothing is reported up, and so nothing written, before the scan has latched the loss: outputs wanted before it must not
+reach a PLC that has restarted meanwhile. A restart that the PLC's boot counter shows is a loss, connection or not.
+
+*Writes do not wait for polls.* One task reads and another one writes: the life sign first, then outputs in the order in
+which they came to be wanted, one at a time. As both overlap, a reading that was requested before a write ended says
+nothing about it. While a poll is late by a whole period the writer rests after each write for as long as that took, so
+that no flood of outputs starves the polls.
 
 *Outputs are levels.* The link keeps what is wanted and what the PLC is confirmed to hold, and writes where
-they differ, one write at a time: the life sign first, then outputs, then polls. Once a poll is late by a whole
-period they take turns, so that no flood of one starves the others. A write of unknown outcome is settled by
-reading the group back, never by sending again blindly. What is confirmed is forgotten with the link. A PLC that
-changes a confirmed output by itself (a command taken and cleared) is not written again: only the scan can know why.
+they differ. A write of unknown outcome is settled by reading the group back, never by sending again blindly. What is
+confirmed is forgotten with the link. A PLC that changes a confirmed output by itself (a command taken and cleared) is
+not written again: only the scan can know why. *Commands* (command blocks) are no levels: see ``bus_commands``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from controller.core.image import InputBuffer, LinkReport, WriteReport
-from controller.runtime.bus_state import Heart, HeartbeatOptions, Outputs, S, alike
+from controller.runtime.bus_options import LinkOptions
+from controller.runtime.bus_peer import Peer
+from controller.runtime.bus_state import Heart, S
+from controller.runtime.bus_stats import LinkStats, Rate
+from controller.runtime.bus_wait import Bell
+from controller.runtime.bus_writer import Seen, Writer
 from controller.runtime.clock import Clock
 from drivers.port import (
     DeviceRefused,
     Driver,
+    DriverStats,
     ExchangeFailed,
     FieldBusError,
     LinkDown,
-    Outcome,
     Reading,
     Tag,
     Value,
 )
 
-__all__ = ["HeartbeatOptions", "Link", "LinkOptions", "LinkStats"]
+__all__ = ["Link", "LinkOptions", "LinkStats"]
 
 FIRST_DELAY_S = 0.25
 """Mean delay before the first reconnection; doubles with each failure, ±50 %."""
+LEAST_DELAY_S = 0.01
 LATCH_POLL_S = 0.005
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinkOptions:
-    """How a link is run. ``periods_s`` gives the period of every scan class in use."""
-
-    periods_s: Mapping[str, float]
-    timeout_s: float = 0.5
-    """For each request on the wire."""
-    connect_timeout_s: float = 3.0
-    reconnect_max_s: float = 5.0
-    heartbeat: HeartbeatOptions = field(default_factory=HeartbeatOptions)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkStats:
-    """What a link has done since it was made. Counts never reset."""
-
-    up: bool
-    reason: str
-    """Why it is not up, or why it last was not."""
-    requests: int
-    """Group reads and writes attempted."""
-    timeouts: int
-    failed: int
-    """Connections and reads that failed otherwise."""
-    refused: int
-    """Reads that the device refused."""
-    rejected: int
-    """Writes rejected."""
-    unknown: int
-    """Writes of unknown outcome."""
-    reconnects: int
-    """Connections made after the first."""
-    skipped: int
-    """Polling periods left out because the link was busy."""
-    last_round_trip_ms: float
-    """Duration of the last group read."""
+WIRE_STATS_NS = S // 2
+SLOTS = 4
+"""Polls of one period are spread over so many points in it: enough against bursts, and few awakenings."""
 
 
 class Link:
     """Supervises one driver. Run :meth:`run` as a task; everything else returns at once.
 
-    Raises ``ValueError`` at construction when there are no tags, or a heartbeat tag is missing, read-only, or
-    polled too slowly.
+    Raises ``ValueError`` at construction when there are no tags, when a tag of the handshake is missing, cannot be
+    written or is polled too slowly, or when the driver cannot write a command block in one request.
     """
 
     def __init__(
@@ -99,53 +75,70 @@ class Link:
         if not driver.groups:
             raise ValueError(f"{self.name}: a PLC without tags has nothing to read; add tags or remove the PLC")
         tags: dict[str, Tag] = {}
-        self._place: dict[str, tuple[int, int]] = {}
+        place: dict[str, tuple[int, int]] = {}
         for number, group in enumerate(driver.groups):
             for index, tag in enumerate(group.tags):
                 tags[tag.name] = tag
-                self._place[tag.name] = (number, index)
+                place[tag.name] = (number, index)
         self._period_ns = [round(options.periods_s[g.scan_class] * S) for g in driver.groups]
+        self._slots = [zlib.crc32(f"{self.name} {group.scan_class}".encode()) % SLOTS for group in driver.groups]
+        self._each = [group.each for group in driver.groups]
         self._due = [0] * len(driver.groups)
-        self._heart = Heart(options.heartbeat, tags, self._place, self._period_ns)
-        self._outputs = Outputs(tags)
-        self._last_values: dict[int, Sequence[Value | None]] = {}
-        self._wake = asyncio.Event()
-        self._up = False
-        self._reported: LinkReport | None = None
+        self._latest: list[Reading | None] = [None] * len(driver.groups)
+        self._heart = Heart(options.heartbeat, tags, place, self._period_ns)
+        self._peer = Peer(options.identity, options.boot_counter, tags, place)
+        self._urgent: set[int] = set()
+        """Groups to read next, to settle writes of unknown outcome."""
+        self._bell = Bell()
+        blocks, timeout_s = options.blocks, options.timeout_s
+        self._writer = Writer(
+            driver, buffer, clock, timeout_s, tags, place, self._heart, blocks, self._latest, self._read_next
+        )
+        self._reported = ""
         self._reason = "not connected yet"
         self._connections = self._requests = self._timeouts = self._failed = self._refused = self._skipped = 0
         self._round_trip_ms = 0.0
-        self._final: dict[str, WriteReport | None] = {}
-        self._final_changed = asyncio.Event()
+        self._rate = Rate()
+        self._wire, self._wire_due_ns = DriverStats(), 0
 
     def set_outputs(self, outputs: Mapping[str, Value]) -> None:
         """Want these values from now on. Bounded by the PLC's writable tags; the latest value of a tag counts.
 
         Raises ``KeyError`` for a tag that is not a writable one of this PLC: the line was wired wrongly.
         """
-        for tag, value in outputs.items():
-            self._outputs.want(tag, value)
-        self._wake.set()
+        self._writer.want(outputs)
 
     def beat(self, counter: int) -> None:
         """A scan was completed. The newest counter is written once per period; without one, nothing is."""
-        self._heart.beat = counter
-        self._wake.set()
+        self._writer.beat(counter)
 
     def stats(self) -> LinkStats:
-        """A snapshot of the counters."""
+        """A snapshot of the counters; what the driver counts and measures is up to half a second old."""
+        now = self._clock.monotonic_ns()
+        if now >= self._wire_due_ns:
+            self._wire, self._wire_due_ns = self._driver.stats(), now + WIRE_STATS_NS
+            self._rate.note(now, self._wire.requests)
+        wire = self._wire
         return LinkStats(
-            up=self._up,
+            up=self._writer.up,
             reason=self._reason,
-            requests=self._requests,
+            requests=self._requests + self._writer.requests,
             timeouts=self._timeouts,
             failed=self._failed,
             refused=self._refused,
-            rejected=self._outputs.rejected,
-            unknown=self._outputs.unknown,
+            rejected=self._writer.outputs.rejected,
+            unknown=self._writer.outputs.unknown,
             reconnects=max(0, self._connections - 1),
+            restarts=self._peer.restarts,
             skipped=self._skipped,
             last_round_trip_ms=self._round_trip_ms,
+            requests_per_s=self._rate.per_s(),
+            p50_ms=wire.p50_ms,
+            p99_ms=wire.p99_ms,
+            late=wire.late,
+            strays=wire.strays,
+            missed=wire.missed,
+            breaker=wire.breaker,
         )
 
     async def run(self) -> None:
@@ -153,6 +146,7 @@ class Link:
         failures = 0
         try:
             while True:
+                pause_s = None
                 try:
                     await self._driver.connect(self._options.connect_timeout_s)
                     self._connections += 1
@@ -160,44 +154,30 @@ class Link:
                     await self._serve()
                 except LinkDown as exc:
                     self._count(exc)
-                    failures = 0 if self._up else failures + 1
-                    self._go_down(str(exc))
+                    failures = 0 if self._writer.up else failures + 1
+                    pause_s = exc.retry_s
+                    self._go_down(str(exc), stranger=isinstance(exc, _Stranger))
                 await self._driver.close()
-                mean = min(FIRST_DELAY_S * 2 ** min(failures, 16), self._options.reconnect_max_s)
-                await asyncio.sleep(min(mean * self._rng.uniform(0.5, 1.5), self._options.reconnect_max_s))
+                await asyncio.sleep(self._back_off_s(failures) if pause_s is None else max(pause_s, LEAST_DELAY_S))
         finally:
             self._go_down("the link was shut down")
-            self._final_changed.set()
             await self._driver.close()
 
     async def write_now(self, outputs: Mapping[str, Value], timeout_s: float) -> dict[str, WriteReport]:
         """Write these (safe) values and say how each ended, within one deadline; for shutdown, :meth:`run` going on.
 
-        Everything is written, also what is confirmed already. Stop the scan first: a later
-        :meth:`set_outputs` of the same tag would win. A tag not written in time is REJECTED when it was never
-        sent and UNKNOWN when it was. With the link down all are REJECTED at once.
+        Everything is written, also what is confirmed already; but no part of a command block, which is REJECTED. Stop
+        the scan first: a later :meth:`set_outputs` of the same tag would win. A tag not written in time is REJECTED
+        when it was never sent and UNKNOWN when it was. With the link down all are REJECTED at once.
         """
-        self._final = dict.fromkeys(outputs)
-        for tag, value in outputs.items():
-            self._outputs.force(tag, value)
-        self._wake.set()
-        late = f"not done within {timeout_s:g} s"
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self._up and None in self._final.values():
-                    self._final_changed.clear()
-                    await self._final_changed.wait()
-        except TimeoutError:
-            pass
-        else:
-            late = f"{self.name} is not connected: {self._reason}"
-        done, self._final = self._final, {}
-        return {
-            tag: done[tag] or WriteReport(tag, value, self._outputs.unfinished(tag), late)
-            for tag, value in outputs.items()
-        }
+        return await self._writer.write_now(outputs, timeout_s)
 
     # --- the life of one connection
+
+    def _back_off_s(self, failures: int) -> float:
+        longest = self._options.reconnect_max_s
+        mean = min(FIRST_DELAY_S * (1 << min(failures, 16)), longest)
+        return min(mean * self._rng.uniform(0.5, 1.5), longest)
 
     async def _loss_latched(self) -> None:
         """Wait until the scan has taken note of the last loss, so that it decides the outputs after it."""
@@ -206,174 +186,161 @@ class Link:
             await asyncio.sleep(LATCH_POLL_S)
 
     async def _serve(self) -> None:
-        """Serve a fresh connection until it is lost. Raises ``LinkDown``."""
-        readings = await self._read_all()
-        self._heart.start(readings, self._clock.monotonic_ns())
+        """Serve a fresh connection until it is lost: one task writes, this one reads. Raises ``LinkDown``."""
+        self._urgent.clear()
+        seen = await self._recognise()
+        self._heart.start(self._latest, self._clock.monotonic_ns())
         if self._heart.alive:
-            self._go_up(readings)
-        turns = dict.fromkeys(("beat", "write", "poll"), 0)
-        for turn in itertools.count(1):
-            self._wake.clear()
-            now = self._clock.monotonic_ns()
-            group = min(range(len(self._due)), key=self._due.__getitem__)
-            tag = self._outputs.next(now) if self._up else None
-            ready = ["beat"] * self._heart.write_due(now) + ["write"] * (tag is not None)
-            ready += ["poll"] * (now >= self._due[group])
-            if not ready:
-                await self._sleep(now, group)
-                continue
-            late = now >= self._due[group] + self._period_ns[group]
-            action = min(ready, key=turns.__getitem__) if late else ready[0]
-            turns[action] = turn
-            if action == "beat":
-                await self._write_beat(now)
-            elif action == "write" and tag is not None:
-                await self._write(tag)
-            else:
-                await self._poll(group)
-
-    async def _sleep(self, now: int, group: int) -> None:
-        """Until the next poll, retry or life sign is due, or the scan brings something."""
-        times = [self._due[group], self._heart.next_write()]
-        times += [self._outputs.next_retry()] if self._up else []
-        next_ns = min(t for t in times if t is not None)
+            self._go_up(seen)
         try:
-            async with asyncio.timeout(max(0, next_ns - now) / S):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._writer.run(self._late), name=f"{self.name} writes")
+                await self._read_always()
+        except ExceptionGroup as group:
+            # What is not the plant's fault is ours, and must not hide behind a lost link.
+            first = next((e for e in group.exceptions if not isinstance(e, LinkDown)), group.exceptions[0])
+            raise first from group
 
-    async def _read_all(self) -> list[Reading]:
-        """Read every group once, and set the schedule from here. Raises ``LinkDown``."""
-        readings = []
+    async def _recognise(self) -> list[Seen]:
+        """Read every group once, set the schedule from here, and see whose values those are. Raises ``LinkDown``."""
+        seen: list[Seen] = []
         for group in range(len(self._due)):
-            while (reading := await self._read(group)) is None:
+            while (one := await self._read(group)) is None:
                 pass  # bounded: a driver turns repeated failures into LinkDown
-            readings.append(reading)
+            seen.append(one)
         now = self._clock.monotonic_ns()
-        self._due = [now + period for period in self._period_ns]
-        return readings
+        self._due = [_next(now, period, slot) for period, slot in zip(self._period_ns, self._slots, strict=True)]
+        problem = self._peer.stranger([one.reading for one in seen])
+        if problem:
+            raise self._stranger(problem)
+        for group in self._peer.groups:
+            self._peer.boot(group, seen[group].reading)
+        return seen
 
-    async def _poll(self, group: int) -> None:
-        """Read one group that is due. Periods missed are skipped and counted, never caught up."""
-        reading = await self._read(group)
-        now = self._clock.monotonic_ns()
+    def _stranger(self, problem: str) -> LinkDown:
+        return _Stranger(self.name, problem, where=self._driver.endpoint, retry_s=self._options.reconnect_max_s)
+
+    # --- reading
+
+    def _read_next(self, groups: set[int]) -> None:
+        """Read these before any other: a write into them is in doubt."""
+        self._urgent |= groups
+        self._bell.ring()
+
+    def _late(self, now: int) -> bool:
+        """Whether a poll is late by a whole period."""
+        return now >= min(map(int.__add__, self._due, self._period_ns))
+
+    def _must_wait(self, group: int) -> bool:
+        """Whether the last message of such a group waits for the scan, or there is no scan to take one."""
+        return not self._writer.up or self._buffer.pending(self.name, group)
+
+    async def _read_always(self) -> None:
+        """What is in doubt first, then what is due. Never returns; raises ``LinkDown``."""
+        while True:
+            now = self._clock.monotonic_ns()
+            if self._urgent:
+                group = self._urgent.pop()
+                if self._each[group] and self._must_wait(group):
+                    continue
+                before, seen = self._latest[group], await self._read(group)
+                if seen is None:
+                    self._urgent.add(group)  # bounded, as above
+                await self._take(group, before, seen)
+                continue
+            due = min(self._due)
+            if due > now:
+                await self._bell.wait((due - now) / S)
+                continue
+            group = self._due.index(due)
+            if self._each[group] and self._must_wait(group):
+                self._advance(group, now)
+                continue
+            before, seen = self._latest[group], await self._read(group)
+            now = self._clock.monotonic_ns()
+            self._skipped += self._advance(group, now)
+            await self._take(group, before, seen)
+
+    def _advance(self, group: int, now: int) -> int:
+        """The group's next time; returns the periods missed, which are never caught up."""
         period = self._period_ns[group]
-        self._due[group] += period
-        if self._due[group] <= now:
-            missed = (now - self._due[group]) // period + 1
-            self._skipped += missed
-            self._due[group] += missed * period
-        if reading is not None and self._up:
-            self._buffer.put(self.name, group, reading)
-            self._settle(group, reading)
-            self._notice_drift(group, reading)
-        if self._heart.group == group:
-            await self._check_heart(reading, now)
+        due = self._due[group] + period
+        missed = 0
+        if due <= now:
+            missed = (now - due) // period + 1
+            due += missed * period
+        self._due[group] = due
+        return missed
 
-    async def _check_heart(self, reading: Reading | None, now: int) -> None:
-        self._heart.see(reading, now)
-        if self._heart.overdue(now):
-            self._go_down(self._heart.stopped)
-        elif self._heart.alive and not self._up:
-            # It counts (again). It may have restarted meanwhile: look at everything before anything is written.
-            await self._loss_latched()
-            self._go_up(await self._read_all())
-
-    async def _read(self, group: int) -> Reading | None:
+    async def _read(self, group: int) -> Seen | None:
         """One read: a reading (all bad when the device refused), or ``None`` when this one failed."""
         self._requests += 1
+        asked = self._writer.outputs.asked()
         start = self._clock.monotonic_ns()
         try:
             reading = await self._driver.read(group, self._options.timeout_s)
         except DeviceRefused as exc:
             self._refused += 1
             count = len(self._driver.groups[group].tags)
-            return Reading((None,) * count, start, dict.fromkeys(range(count), str(exc)))
+            reading = Reading((None,) * count, start, dict.fromkeys(range(count), str(exc)))
+            self._latest[group] = reading
+            return Seen(reading, asked, False)
         except ExchangeFailed as exc:
             self._count(exc)
             return None
         self._round_trip_ms = (self._clock.monotonic_ns() - start) / 1e6
-        return reading
+        self._latest[group] = reading
+        return Seen(reading, asked, True)
 
-    # --- outputs
+    async def _take(self, group: int, before: Reading | None, seen: Seen | None) -> None:
+        """What follows from a reading, or from none."""
+        if seen is not None:
+            reading = seen.reading
+            if group in self._peer.groups and (before is None or reading.values is not before.values):
+                self._look_who(group, reading)
+            if self._writer.up:
+                self._buffer.put(self.name, group, reading)
+                if seen.answered:
+                    self._writer.settle(group, seen)
+                self._writer.notice_drift(group, seen)
+        if self._heart.group == group:
+            now = self._clock.monotonic_ns()
+            self._heart.see(None if seen is None else seen.reading, now)
+            if self._heart.overdue(now):
+                self._go_down(self._heart.stopped)
+        if not self._writer.up and self._heart.alive:
+            # It counts (again), or has restarted. Look at everything before anything is written.
+            await self._loss_latched()
+            async with self._writer.pen:
+                self._go_up(await self._recognise())
 
-    async def _write_beat(self, now: int) -> None:
-        """Write the newest life sign. Only the beginning and the end of its failing are reported."""
-        tag, value = self._heart.take(now)
-        self._requests += 1
-        outcome = await self._driver.write(tag, value, self._options.timeout_s)
-        if self._heart.changed(outcome):
-            reason = f"life sign: {outcome.reason}" if outcome.reason else ""
-            self._buffer.report(WriteReport(tag, value, outcome.outcome, reason))
-
-    async def _write(self, tag: str) -> None:
-        value = self._outputs.begin(tag)
-        self._requests += 1
-        outcome = await self._driver.write(tag, value, self._options.timeout_s)
-        self._outputs.ended(tag, value, outcome, self._clock.monotonic_ns())
-        self._last_values.pop(self._place[tag][0], None)  # the next reading is news, even if it is as before the write
-        report = WriteReport(tag, value, outcome.outcome, outcome.reason)
-        self._buffer.report(report)
-        if outcome.outcome is Outcome.UNKNOWN:
-            # Next thing read; until then the tag is not written. On a lost link this read says so.
-            group = self._place[tag][0]
-            reading = None
-            while reading is None:
-                reading = await self._read(group)
-            self._buffer.put(self.name, group, reading)
-            self._settle(group, reading)
-        else:
-            self._finish(report)
-
-    def _notice_drift(self, group: int, reading: Reading) -> None:
-        if reading.values is self._last_values.get(group):
-            return
-        self._last_values[group] = reading.values
-        for tag in self._outputs.confirmed():
-            place, index = self._place[tag]
-            if place == group:
-                self._outputs.seen(tag, reading.values[index])
-
-    def _settle(self, group: int, reading: Reading) -> None:
-        """A fresh reading settles the writes of unknown outcome in its group."""
-        for tag in self._outputs.doubtful():
-            place, index = self._place[tag]
-            if place == group:
-                value = self._outputs.settle(tag, reading.values[index])
-                if value is not None:
-                    report = WriteReport(tag, value, Outcome.VERIFIED, "found in force by read-back")
-                    self._buffer.report(report)
-                    self._finish(report)
-
-    def _finish(self, report: WriteReport) -> None:
-        """Tell :meth:`write_now`, unless this was the write of an older value."""
-        if report.tag in self._final and alike(report.value, self._outputs.wanted[report.tag]):
-            self._final[report.tag] = report
-            self._final_changed.set()
+    def _look_who(self, group: int, reading: Reading) -> None:
+        """Raises ``LinkDown`` when it is another PLC by now; a restarted one is down until it was read anew."""
+        problem = self._peer.changed(group, reading)
+        if problem:
+            raise self._stranger(problem)
+        restart = self._peer.boot(group, reading)
+        if restart:
+            self._go_down(restart)
+            self._heart.start(self._latest, self._clock.monotonic_ns())
 
     # --- up and down
 
-    def _go_up(self, readings: list[Reading]) -> None:
-        self._up = True
-        self._report(LinkReport(self.name, True))
-        for group, reading in enumerate(readings):
-            self._buffer.put(self.name, group, reading)
-        for tag in self._outputs.wanted:
-            group, index = self._place[tag]
-            self._outputs.compare(tag, readings[group].values[index])
+    def _go_up(self, seen: Sequence[Seen]) -> None:
+        self._report("up", LinkReport(self.name, True, restarted=self._peer.take_restarted()))
+        for group, one in enumerate(seen):
+            self._buffer.put(self.name, group, one.reading)
+        self._writer.go_up(seen)
 
-    def _go_down(self, reason: str) -> None:
-        self._up = False
+    def _go_down(self, reason: str, *, stranger: bool = False) -> None:
         self._reason = reason
-        self._outputs.forget()
-        self._final_changed.set()
-        self._report(LinkReport(self.name, False, reason))
+        self._writer.go_down(reason)
+        self._report("stranger" if stranger else "down", LinkReport(self.name, False, reason))
 
-    def _report(self, report: LinkReport) -> None:
+    def _report(self, kind: str, report: LinkReport) -> None:
         """Only changes are reported."""
-        if self._reported is None or self._reported.up != report.up:
-            self._reported = report
+        if self._reported != kind:
+            self._reported = kind
             self._buffer.link(report)
 
     def _count(self, exc: FieldBusError) -> None:
@@ -381,3 +348,16 @@ class Link:
             self._timeouts += 1
         else:
             self._failed += 1
+
+
+class _Stranger(LinkDown):
+    """What answers is not the PLC that the configuration means."""
+
+
+def _next(now: int, period_ns: int, slot: int) -> int:
+    """The next time of a slot.
+
+    Not all links and groups poll at once, and those of one slot do, which costs the process one awakening.
+    """
+    due = now - now % period_ns + slot * period_ns // SLOTS
+    return due if due > now else due + period_ns

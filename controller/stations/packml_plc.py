@@ -1,8 +1,9 @@
 """A station whose PLC runs PackML itself: follow its state, hand it commands, check that both agree.
 
 Commands go through a handshake: ``cntrl_cmd`` is written and read back, then a new ``cmd_id``; the PLC takes the
-command once per id and answers with the id in ``cmd_ack`` and 1 (accepted) or 2 (refused) in ``cmd_result``. However
-the handshake ends, ``cntrl_cmd`` goes back to 0, so that a PLC which restarts is not handed an old command again.
+command once per id and answers with the id in ``cmd_ack`` and 1 (accepted), 2 (refused) or 3 (too late, dropped) in
+``cmd_result``. Where both are one command block, they are asked for at once and written in one request. However the
+handshake ends, ``cntrl_cmd`` goes back to 0, so that a PLC which restarts is not handed an old command again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from controller.core.behaviour import Behaviour, Settings
 from controller.core.io import IO, Input, Output
 from controller.core.packml import State, Trigger
 from controller.core.sequence import Fail, Progress, Runner, Steps, Until
+from drivers.port import DataType
 
 S, T = State, Trigger
 
@@ -55,6 +57,11 @@ UNDER_WAY = {
 """The PLC in this state does what the command would ask for, and would refuse the command."""
 
 NO_COMMAND = 0
+ACCEPTED, EXPIRED = 1, 3
+LARGEST_ID = {
+    DataType.SINT: 0x7F, DataType.USINT: 0xFF, DataType.INT: 0x7FFF, DataType.UINT: 0xFFFF, DataType.DINT: 0x7FFF_FFFF,
+}  # fmt: skip
+"""By the type of ``cmd_id``; wider ones count to 2^32 - 1."""
 AT_REST = frozenset({S.STOPPED, S.IDLE, S.HELD, S.COMPLETE})
 MOVES = frozenset({
     S.STARTING, S.EXECUTE, S.UNHOLDING, S.SUSPENDING, S.SUSPENDED, S.UNSUSPENDING, S.COMPLETING,
@@ -193,20 +200,38 @@ class PackmlPlc(Behaviour):
     def _command(self, trigger: Trigger, action: str) -> Steps:
         io, limit = self.io, self.settings.ack_limit_s
         number = trigger.value
-        # the id follows the PLC's own memory, so that a restarted controller never repeats one
-        # (nor one whose write has not been read back yet)
-        cmd_id = max(io.cmd_id.value, io.cmd_ack.value, io.cmd_id.wanted or 0) % 0x7FFF_FFFF + 1
+        cmd_id = self._next_id()
         what = f"{self.name}: {trigger.text}"
         took, answered = f"{what} read back from its PLC", f"{what} acknowledged by its PLC"
         try:
             io.cntrl_cmd.set(number)
-            yield Until(lambda: io.cntrl_cmd.is_(number), limit, "plc_no_answer", took, action)
+            if not io.cntrl_cmd.goes_with(io.cmd_id):
+                yield Until(lambda: io.cntrl_cmd.is_(number), limit, "plc_no_answer", took, action)
             io.cmd_id.set(cmd_id)
             yield Until(lambda: io.cmd_ack.is_(cmd_id), limit, "plc_no_answer", answered, action)
-            if not io.cmd_result.is_(1):
+            if io.cmd_result.is_(EXPIRED):
+                yield Fail("plc_refused", f"{what} reached its PLC too late and was dropped there", action)
+            elif not io.cmd_result.is_(ACCEPTED):
                 plc = self._plc_state()
                 state = plc.text if plc else "an unknown state"
                 yield Fail("plc_refused", f"{what} was refused by its PLC in {state}", action)
         finally:
             # outputs are levels: a PLC that restarts is told id and command again, and must find no command there
             io.cntrl_cmd.set(NO_COMMAND)
+
+    def _next_id(self) -> int:
+        """The id after the newest one that was asked for, or that the PLC holds; never one that is in use, nor 0.
+
+        It follows the PLC's own memory, so that a restarted controller never repeats one (nor one whose write has
+        not been read back yet).
+        """
+        number, ack = self.io.cmd_id, self.io.cmd_ack
+        largest = LARGEST_ID.get(number.type, 0xFFFF_FFFF)
+        known = [n for n in (number.wanted, number.value, ack.value) if n]
+        newest = known[0] if known else 0
+        for other in known[1:]:
+            if 0 < (other - newest) % largest < largest // 2:
+                newest = other
+        while (newest := newest % largest + 1) in known:
+            pass  # three ids are in use at most
+        return newest

@@ -1,5 +1,5 @@
-"""Modbus TCP and RTU: strict exchanges over pymodbus' request PDUs and framers."""
+"""Modbus: strict exchanges over TCP, TLS, UDP and serial lines, with requests encoded by pymodbus."""
 
-from drivers.modbus.driver import ModbusDriver, ModbusRtuDriver, ModbusTcpDriver
+from drivers.modbus.driver import ModbusDriver, make_modbus
 
-__all__ = ["ModbusDriver", "ModbusRtuDriver", "ModbusTcpDriver"]
+__all__ = ["ModbusDriver", "make_modbus"]

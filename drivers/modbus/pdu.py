@@ -7,6 +7,7 @@ count and echo follow from the request, and anything else is a :class:`BadReply`
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pymodbus.pdu import ModbusPDU
@@ -16,10 +17,15 @@ from pymodbus.pdu.bit_message import (
     WriteMultipleCoilsRequest,
     WriteSingleCoilRequest,
 )
+from pymodbus.pdu.diag_message import ReturnQueryDataRequest
+from pymodbus.pdu.file_message import ReadFifoQueueRequest
+from pymodbus.pdu.mei_message import ReadDeviceInformationRequest
+from pymodbus.pdu.other_message import ReportDeviceIdRequest
 from pymodbus.pdu.register_message import (
     MaskWriteRegisterRequest,
     ReadHoldingRegistersRequest,
     ReadInputRegistersRequest,
+    ReadWriteMultipleRegistersRequest,
     WriteMultipleRegistersRequest,
     WriteSingleRegisterRequest,
 )
@@ -50,6 +56,12 @@ EXCEPTIONS = {
 """Exception codes (section 7): name, and what to look at. Others break the protocol."""
 NOT_EXECUTED = frozenset({1, 2, 3, 6, 7, 10})
 """Exception codes after which a write certainly was not executed; after the others it may have been."""
+GATEWAY = frozenset({10, 11})
+"""Exception codes that a gateway gives in the place of a device that it does not reach."""
+WRITES = frozenset({5, 6, 15, 16, 22, 23})
+"""Functions that change something in the device."""
+MAX_PDU = 253
+"""Bytes of the longest PDU (section 4.1)."""
 
 
 class BadReply(Exception):
@@ -71,22 +83,36 @@ class Call:
 
     pdu: bytes
     size: int
-    """Bytes of the good answer's PDU. An exception answer has 2."""
+    """Bytes of the good answer's PDU; the most it may have where ``measure`` is given. An exception answer has 2."""
     echo: bytes
     """What a good answer begins with."""
     what: str
     """For people: ``read hr:100..101``."""
+    measure: Callable[[bytes], int] | None = None
+    """For answers of varying length: from the beginning of one to its size, 0 while it is too short to tell, -1 when it
+    cannot be a good one.
+    """
+
+    def length(self, head: bytes) -> int:
+        """Bytes of the answer's PDU that begins with ``head``; 0 while that is too short to tell, -1 for a bad one."""
+        if not head:
+            return 0
+        if head[0] == self.pdu[0] | 0x80:
+            return 2
+        return self.size if self.measure is None else self.measure(head)
 
     def payload(self, reply: bytes) -> bytes:
-        """The data of a good answer. Raises :class:`ExceptionReply` or :class:`BadReply`."""
-        if len(reply) == self.size and reply.startswith(self.echo):
+        """The data of a good answer, after ``echo``. Raises :class:`ExceptionReply` or :class:`BadReply`."""
+        size = self.size if self.measure is None else self.measure(reply)
+        if len(reply) == size and reply.startswith(self.echo):
             return reply[len(self.echo) :]
         if len(reply) == 2 and reply[0] == self.pdu[0] | 0x80:
             if reply[1] in EXCEPTIONS:
                 raise ExceptionReply(reply[1])
             raise BadReply(f"{self.what}: answered with exception {reply[1]}, which does not exist")
+        expected = f"{size} bytes" if size > 0 else "an answer"
         raise BadReply(
-            f"{self.what}: expected {self.size} bytes beginning {self.echo.hex(' ')},"
+            f"{self.what}: expected {expected} beginning {self.echo.hex(' ')},"
             f" got {len(reply)} beginning {reply[:5].hex(' ')}"
         )
 
@@ -103,7 +129,7 @@ def write_call(write: WriteRequest, *, single: bool) -> Call:
     ``single`` allows 5 and 6. On a serial line they are not used: their good answer equals the request, so that
     an echoing adapter would acknowledge for a dead device.
     """
-    what = f"write {write.tag.name} at {write.tag.address}"
+    what = f"write {write.what}"
     if write.mask is not None:
         pdu = _encode(MaskWriteRegisterRequest(write.offset, *write.mask))
         return Call(pdu, 7, pdu, what)
@@ -120,6 +146,87 @@ def write_call(write: WriteRequest, *, single: bool) -> Call:
         return Call(pdu, 5, pdu, what)
     pdu = _encode(WriteMultipleRegistersRequest(address=write.offset, count=write.count, registers=words))
     return Call(pdu, 5, pdu[:5], what)
+
+
+def read_write_call(read: Request, offset: int, words: Sequence[int]) -> Call:
+    """Function 23 (6.17): writes 1..121 holding registers from ``offset`` on, then reads 1..125 of them."""
+    request = ReadWriteMultipleRegistersRequest(
+        read_address=read.offset, read_count=read.count, write_address=offset, write_registers=words
+    )
+    what = f"write {Area.HOLDING_REGISTER}:{offset}..{offset + len(words) - 1} and read {read}"
+    return Call(_encode(request), 2 + read.size, bytes((23, read.size)), what)
+
+
+def loopback_call(data: bytes) -> Call:
+    """Function 8, sub-function 0 (6.8): the device returns ``data``, an even number of bytes."""
+    pdu = _encode(ReturnQueryDataRequest(data))
+    return Call(pdu, len(pdu), pdu, "diagnostics, return query data")
+
+
+def server_id_call() -> Call:
+    """Function 17 (6.13): the answer's data is the byte count and the id as its maker chose it, mostly with a run state
+    (FF runs, 00 stopped) at its end.
+    """
+    return Call(_encode(ReportDeviceIdRequest()), MAX_PDU, b"\x11", "report server id", _counted)
+
+
+def fifo_call(offset: int) -> Call:
+    """Function 24 (6.18): up to 31 registers of the queue whose count is at ``offset``.
+
+    The answer's data is the byte count (2 bytes), the register count (2 bytes), and the registers.
+    """
+    what = f"read FIFO queue {Area.HOLDING_REGISTER}:{offset}"
+    return Call(_encode(ReadFifoQueueRequest(offset)), 5 + 62, b"\x18", what, _fifo)
+
+
+def identification_call(category: int, first: int = 0) -> Call:
+    """Function 43 / 14 (6.21): identification objects from ``first`` on.
+
+    ``category`` is 1 basic, 2 regular, 3 extended, 4 the one object ``first``. :func:`identification` reads the data.
+    """
+    pdu = _encode(ReadDeviceInformationRequest(category, first))
+    what = f"read device identification {category} from object {first}"
+    return Call(pdu, MAX_PDU, bytes((0x2B, 0x0E, category)), what, _objects)
+
+
+def identification(data: bytes) -> tuple[dict[int, bytes], int | None]:
+    """The objects in the data of an answer to :func:`identification_call`, and where to go on when more follow."""
+    follows = data[2] if data[1] == 0xFF else None
+    objects, at = {}, 4
+    for _ in range(data[3]):
+        stop = at + 2 + data[at + 1]
+        objects[data[at]] = data[at + 2 : stop]
+        at = stop
+    return objects, follows
+
+
+def _counted(head: bytes) -> int:
+    """An answer with one byte count, of at least one byte."""
+    if len(head) < 2:
+        return 0
+    return 2 + head[1] if 1 <= head[1] <= MAX_PDU - 2 else -1
+
+
+def _fifo(head: bytes) -> int:
+    """The byte count covers the register count and the registers, at most 31."""
+    if len(head) < 5:
+        return 0
+    size, count = int.from_bytes(head[1:3], "big"), int.from_bytes(head[3:5], "big")
+    return 3 + size if count <= 31 and size == 2 + 2 * count else -1
+
+
+def _objects(head: bytes) -> int:
+    """The header, and so many objects with their lengths as it says."""
+    if len(head) < 7:
+        return 0
+    if head[3] & 0x7F not in (1, 2, 3) or head[4] not in (0, 0xFF):
+        return -1
+    at = 7
+    for _ in range(head[6]):
+        if len(head) < at + 2:
+            return 0
+        at += 2 + head[at + 1]
+    return at if at <= MAX_PDU else -1
 
 
 def _encode(request: ModbusPDU) -> bytes:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from asyncua import ua
 from asyncua.ua.status_codes import StatusCodes
 from asyncua.ua.uaerrors import UaError
 
 from drivers import codec
+from drivers.opcua.datum import Datum
 from drivers.port import DataType, Tag, Value
 
 VARIANT = {
@@ -60,37 +63,35 @@ SESSION_LOST = frozenset(
 class NodeValue:
     """How one tag's DataValue becomes an engineering value. Limits are worked out once."""
 
-    __slots__ = ("_high", "_low", "_variant", "tag")
+    __slots__ = ("_high", "_low", "_numeric", "_scaled", "_variant", "kind", "tag")
 
     def __init__(self, tag: Tag) -> None:
         self.tag = tag
         self._variant = VARIANT[tag.type]
-        numeric = tag.type not in (DataType.BOOL, DataType.STRING)
-        self._low, self._high = codec.bounds(tag) if numeric else (0.0, 0.0)
+        self.kind: int = self._variant.value
+        """Number of the built-in type."""
+        self._numeric, self._scaled = tag.type not in (DataType.BOOL, DataType.STRING), tag.scaled
+        self._low, self._high = codec.bounds(tag) if self._numeric else (0.0, 0.0)
 
-    def raw(self, data: ua.DataValue) -> tuple[Value | None, str]:
+    def raw(self, data: Datum) -> tuple[Value | None, str]:
         """The raw value, or the reason why there is none. Uncertain counts as bad: nobody vouches for it."""
-        status = data.StatusCode
-        if status is not None and status.value >> 30:
-            return None, f"{status.name}: {status.doc}"
-        variant = data.Value
-        if variant is None or variant.VariantType is not self._variant or variant.is_array:
-            kind = "nothing" if variant is None else variant.VariantType.name
-            kind += " array" if variant is not None and variant.is_array else ""
+        if data.status >> 30:
+            return None, status_text(data.status)
+        if data.kind != self.kind:
+            kind = data.type_name or ua.VariantType(data.kind).name
             return None, f"wrong type: the server has {kind}, the tag says {self.tag.type} ({self._variant.name})"
-        if variant.Value is None:
-            # A null String is an empty one (OPC 10000-6, 5.2.2.4); nothing else may be null.
-            return ("", "") if self.tag.type is DataType.STRING else (None, "the server has no value")
-        raw: Value = variant.Value
+        raw: Value = data.value
         return raw, ""
 
-    def value(self, data: ua.DataValue) -> tuple[Value | None, str]:
+    def value(self, data: Datum) -> tuple[Value | None, str]:
         """The engineering value, or ``None`` and the reason why there is none."""
-        raw, reason = self.raw(data)
-        if raw is None or isinstance(raw, bool | str):
-            return raw, reason
+        if data.status >> 30 or data.kind != self.kind:
+            return self.raw(data)
+        raw: Any = data.value
+        if not self._numeric:
+            return raw, ""
         if self._low <= raw <= self._high:
-            return (raw * self.tag.scale + self.tag.offset if self.tag.scaled else raw), ""
+            return (raw * self.tag.scale + self.tag.offset if self._scaled else raw), ""
         return codec.judge(self.tag, raw)
 
     def data_value(self, raw: Value) -> ua.DataValue:
@@ -111,6 +112,15 @@ def resolve(node_id: str, namespaces: list[str]) -> ua.NodeId:
     return parse(node_id)
 
 
+def address_of(node_id: ua.NodeId, namespaces: list[str]) -> str:
+    """The text of a node id that survives a renumbered server; the reverse of :func:`resolve`."""
+    rest = node_id.to_string().removeprefix(f"ns={node_id.NamespaceIndex};")
+    if node_id.NamespaceIndex == 0:
+        return rest
+    uri = namespaces[node_id.NamespaceIndex] if node_id.NamespaceIndex < len(namespaces) else ""
+    return f"nsu={uri};{rest}" if uri and ";" not in uri else f"ns={node_id.NamespaceIndex};{rest}"
+
+
 def parse(node_id: str) -> ua.NodeId:
     """``ns=2;s=…``, ``i=…`` (namespace 0), or with ``nsu=`` only its shape. Raises ``ValueError``."""
     text = "ns=0;" + node_id.partition(";")[2] if node_id.startswith("nsu=") else node_id
@@ -121,5 +131,16 @@ def parse(node_id: str) -> ua.NodeId:
 
 
 def status_name(code: int) -> str:
-    """Name of a status code."""
-    return ua.StatusCode(ua.UInt32(code)).name
+    """Name of a status code, without its info bits (OPC 10000-4, 7.39: they say more about a value, not what it is)."""
+    return ua.StatusCode(ua.UInt32(code & 0xFFFF_0000)).name
+
+
+def status_text(code: int) -> str:
+    """Name and meaning of a status code."""
+    status = ua.StatusCode(ua.UInt32(code & 0xFFFF_0000))
+    return f"{status.name}: {status.doc}"
+
+
+def overflowed(code: int) -> bool:
+    """Whether a notification's status says that values before this one were lost (OPC 10000-4, 7.39.1)."""
+    return code & 0x0C00 == 0x0400 and bool(code & 0x80)

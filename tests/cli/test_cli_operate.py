@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,14 +42,18 @@ def test_status_shows_every_station_and_json_every_value(cli, line) -> None:
 
 
 def test_bad_values_are_called_bad_with_the_reason(cli, line) -> None:
+    def torque(quality: str) -> dict[str, Any]:
+        end = time.monotonic() + 10
+        while True:
+            data = json.loads(cli("status", "--json", "--socket", line.socket).out)["values"]
+            if data["stations.capper.tags.torque"]["quality"] == quality:
+                return data
+            assert time.monotonic() < end, f"the values never become {quality}"
+            time.sleep(0.05)
+
+    torque("good")  # a PLC is up once its life sign was seen to count
     line.bench.world.inject("plc_kill", plc="dry")
-    end = time.monotonic() + 10
-    while True:
-        data = json.loads(cli("status", "--json", "--socket", line.socket).out)["values"]
-        if data["stations.capper.tags.torque"]["quality"] == "bad":
-            break
-        assert time.monotonic() < end, "the lost PLC's values are still called good"
-        time.sleep(0.05)
+    data = torque("bad")
     assert data["stations.capper.tags.torque"]["reason"]
     assert "dry ✗ not connected" in cli("status", "--socket", line.socket).out
     listed = json.loads(cli("alarms", "--json", "--socket", line.socket).out)["alarms"]

@@ -82,7 +82,7 @@ def test_ctrl_c_and_a_killed_controller_leave_nothing_behind(tmp_path: Path) -> 
     first, second = start(interrupted), start(killed, "--json")
     try:
         controller = None
-        end = time.monotonic() + 40
+        end = time.monotonic() + 80
         while not (controller and list(interrupted.glob("*/north.sock"))):
             assert time.monotonic() < end, "the controllers do not come up"
             time.sleep(0.1)

@@ -112,9 +112,104 @@ TAGS = {
     "same coil": ([swap(GATE, GATE.replace("co:17", "co:16"))], "overlaps infeed.run", ""),
     "same bit": ([swap(WARM, WARM.replace("200.1", "200.0"))], "overlaps infeed.ready", ""),
     "word over bits": ([tag('a.b: {plc: wet, address: "hr:200", type: UINT}')], "overlaps infeed.ready", ""),
+    "mask of a long type": (
+        [tag('a.b: {plc: wet, address: "hr:300", type: DINT, mask: 0x0F}')],
+        "a mask is for SINT, USINT, INT, UINT",
+        "remove it",
+    ),
+    "mask of a BOOL": ([tag('a.b: {plc: wet, address: "hr:300.1", type: BOOL, mask: 2}')], "not for BOOL", ""),
+    "mask with holes": (
+        [tag('a.b: {plc: wet, address: "hr:300", type: UINT, mask: 0x0F0F}')],
+        "0x0F0F are not next to each other",
+        "a tag for each field",
+    ),
+    "mask too wide": (
+        [tag('a.b: {plc: wet, address: "hr:300", type: USINT, mask: 0x0FF8}')],
+        "has 9 bits, a USINT holds 8",
+        "narrow",
+    ),
+    "mask 0": ([tag('a.b: {plc: wet, address: "hr:300", type: UINT, mask: 0}')], '"mask"', ""),
+    "mask of a node": (
+        [tag('a.b: {plc: inspect, address: "i=5", type: UINT, mask: 0x0F}')],
+        "mask is for Modbus",
+        "",
+    ),
+    "masks overlap": (
+        [
+            tag('a.b: {plc: wet, address: "hr:300", type: UINT, mask: 0x0F0}'),
+            ("  infeed.ready:", '  a.c: {plc: wet, address: "hr:300", type: UINT, mask: 0x780}\n  infeed.ready:'),
+        ],
+        "a.b (UINT at hr:300) overlaps a.c at hr:300",
+        "line.yaml:36",
+    ),
+    "mask over a bit": (
+        [tag('a.b: {plc: wet, address: "hr:200", type: UINT, mask: 0x06}')],
+        "overlaps infeed.warm",
+        "",
+    ),
+    "beyond the mask": (
+        [tag('a.b: {plc: wet, address: "hr:300", type: UINT, mask: 0x0F, low: 16}')],
+        "carries 0 … 15, low is 16",
+        "",
+    ),
+    "beyond BCD": ([tag('a.b: {plc: wet, address: "hr:300", type: BCD, low: -2, high: -1}')], "carries 0 … 9999", ""),
+    "BCD in a node": ([tag('a.b: {plc: inspect, address: "i=5", type: BCD}')], "BCD is for Modbus registers", ""),
+    "array of nodes": (
+        [tag('a.b: {plc: inspect, address: "i=5", type: UINT, array: 3}')],
+        "array is for Modbus",
+        "",
+    ),
+    "array of one": ([tag('a.b: {plc: wet, address: "hr:300", type: UINT, array: 1}')], "greater than or equal", ""),
+    "array behind the end": (
+        [tag('a.b: {plc: wet, address: "hr:65530", type: DINT, array: 4}')],
+        "a.b_4 would be at hr:65536",
+        "correct array or address",
+    ),
+    "array's last passes the end": (
+        [tag('a.b: {plc: wet, address: "hr:65531", type: DINT, array: 3}')],
+        "a.b_3: DINT at hr:65535 takes 2 registers",
+        "",
+    ),
+    "array's name": (
+        [tag(f'a.{"b" * 38}: {{plc: wet, address: "hr:300", type: DINT, array: 10}}')],
+        "_10 is too long for a tag name",
+        "shorten",
+    ),
+    "array's element is there": (
+        [
+            tag('a.b: {plc: wet, address: "hr:300", type: DINT, array: 3}'),
+            ("  infeed.ready:", '  a.b_2: {plc: wet, address: "hr:320", type: UINT}\n  infeed.ready:'),
+        ],
+        'tag "a.b_2" is given twice: once by the array a.b',
+        "line.yaml:36",
+    ),
+    "array told once": (
+        [tag('a.b: {plc: wet, address: "hr:300", type: INT, array: 30, low: 9, high: 1}')],
+        "a.b_1: low 9 is not below high 1",
+        "",
+    ),
+    "array without address": ([tag('a.b: {plc: wet, address: "x", type: INT, array: 30}')], "not a Modbus address", ""),
+    "array of no PLC": (
+        [tag('a.b: {plc: wat, address: "hr:300", type: INT, array: 30}')],
+        'unknown PLC "wat"',
+        '"wet"',
+    ),
+    "array overlaps": (
+        [tag('a.b: {plc: wet, address: "ir:99", type: UINT, array: 9}')],
+        "a.b_2 (UINT at ir:100) overlaps infeed.count_in",
+        "line.yaml:30",
+    ),
+    "arrays overlap": (
+        [
+            tag('a.b: {plc: wet, address: "hr:300", type: UINT, array: 9}'),
+            ("  infeed.ready:", '  a.c: {plc: wet, address: "hr:304", type: REAL, array: 9}\n  infeed.ready:'),
+        ],
+        "a.b_5 (UINT at hr:304) overlaps a.c_1 at hr:304",
+        "line.yaml:36",
+    ),
     "same node": ([swap(CODE, CODE.replace("s=Code", "s=Target"))], "are the same node", "checkweigher.target"),
 }
-TWO = {"word over bits": 2, "unknown tag key": 2}
+TWO = {"word over bits": 2, "unknown tag key": 2, "array overlaps": 2}
 
 PLCS = {
     "stale": (
@@ -127,6 +222,20 @@ PLCS = {
         "are the same device 10.0.0.1 502 unit 1",
         "merge",
     ),
+    "avoid": (
+        [swap("    word_order: CDAB", '    avoid: ["ir:300", "hr:5-9"]')],
+        'wet: "hr:5-9" is not a range of Modbus addresses',
+        "hr:100..120",
+    ),
+    "avoid backwards": ([swap("    word_order: CDAB", "    avoid: [hr:9..5]")], "the lower one first", ""),
+    "max_write_registers": (
+        [
+            ("    word_order: CDAB", "    max_write_registers: 1"),
+            tag('a.b: {plc: wet, address: "hr:300", type: REAL, access: rw}'),
+        ],
+        "a.b takes 2 registers, wet takes 1 at most in a write",
+        "max_write_registers",
+    ),
     "serial shared": (
         [
             (
@@ -137,8 +246,8 @@ PLCS = {
                 + "\n",
             )
         ],
-        "share the serial device /dev/tty1, and their line settings differ",
-        "not supported yet",
+        "b and a share /dev/tty1, but their baudrate differs",
+        "the same for both",
     ),
     "serial unit 0": (
         [(INSPECT, INSPECT + at("  a: {driver: modbus_rtu, device: /dev/tty1, unit: 0}") + "\n")],
@@ -238,6 +347,17 @@ STATIONS = {
         [swap("    kind: weigher", "    kind: weigher\n    io: {run: infeed.fault}")],
         "cannot be written",
         "rw",
+    ),
+    "masked counts": (
+        [
+            (COUNT_IN, COUNT_IN.replace("UDINT", "UINT, mask: 0xFFF")),
+            (
+                "    counts: {infeed: infeed.count_in, good: infeed.count_good}",
+                at("    counts: {infeed: infeed.count_in, good: infeed.count_good}"),
+            ),
+        ],
+        "is UINT, masked, a counter",
+        "roll-over",
     ),
     "counts": (
         [

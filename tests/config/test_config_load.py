@@ -13,7 +13,8 @@ import pytest
 from small_line import KINDS, LINE, MARK, RECIPE, changed, marked_lines, write
 
 from controller.config import ConfigError, load
-from controller.config.model import ModbusRtuPlc, ModbusTcpPlc
+from controller.config.plcs import ModbusRtuPlc, ModbusTcpPlc
+from drivers.plan import ModbusPlan
 from drivers.port import Area, DataType, ModbusAddress, OpcUaAddress, WordOrder
 
 REGISTERS = Path(__file__).parents[2] / "hil" / "lines" / "bottling" / "registers.csv"
@@ -130,6 +131,53 @@ def test_tags_from_csv(tmp_path: Path) -> None:
     assert semicolons.tags["infeed.amps"].address == amps.address
 
 
+def test_arrays_masks_and_decimals(tmp_path: Path) -> None:
+    rows = (
+        "name,plc,address,type,mask,array,scale,unit,length\n"
+        "a.level,wet,ir:300,INT,0x0FF0,,0.5,mm,\n"
+        "a.temp,wet,ir:301,DINT,,3,0.1,°C,\n"
+        "a.on,wet,ir:310.14,BOOL,,4,,,\n"
+        "a.valve,wet,co:500,BOOL,,2,,,\n"
+        "a.name,wet,ir:320,STRING,,2,,,5\n"
+        "a.meter,wet,ir:330,LBCD,,,,,\n"
+        "a.low,wet,ir:340,UINT,255,,,,\n"
+        "a.high,wet,ir:340,SINT,0xff00,,,,\n"
+    )
+    line = changed(LINE, ("stations:\n", "tag_files: [tags.csv]\nstations:\n"))
+    line = changed(line, ("starved: not infeed.ready", "starved: not infeed.ready or a.temp_2 > 20 °C"))
+    loaded = load(write(tmp_path, line, tags=rows), kinds=KINDS)
+    made = {n.removeprefix("a."): str(t.address) for n, t in loaded.tags.items() if n.startswith("a.")}
+    assert made == {
+        "level": "ir:300",
+        "temp_1": "ir:301", "temp_2": "ir:303", "temp_3": "ir:305",
+        "on_1": "ir:310.14", "on_2": "ir:310.15", "on_3": "ir:311.0", "on_4": "ir:311.1",
+        "valve_1": "co:500", "valve_2": "co:501",
+        "name_1": "ir:320", "name_2": "ir:323",
+        "meter": "ir:330", "low": "ir:340", "high": "ir:340",
+    }  # fmt: skip
+    assert [t for t in loaded.tags if t.startswith("a.")] == ["a." + n for n in made], "in the order of the file"
+    temp = loaded.tags["a.temp_3"]
+    assert (temp.name, temp.scale, temp.unit, temp.mask) == ("a.temp_3", 0.1, "°C", None)
+    assert [loaded.tags[f"a.{n}"].mask for n in ("level", "low", "high")] == [0x0FF0, 0xFF, 0xFF00]
+    assert loaded.tag_plc["a.temp_3"] == "wet" and "a.temp" not in loaded.tag_plc
+    assert loaded.where("tags", "a.temp_3") == (str(tmp_path / "tags.csv"), 3)
+    plan = ModbusPlan([t for n, t in loaded.tags.items() if loaded.tag_plc[n] == "wet"])
+    assert {t.name for g in plan.groups for t in g.tags} >= {f"a.{n}" for n in made}
+
+
+def test_an_unknown_element_of_an_array_is_told_with_its_neighbours(tmp_path: Path) -> None:
+    line = changed(
+        LINE,
+        ("  infeed.ready:", '  a.temp: {plc: wet, address: "ir:300", type: INT, array: 3}\n  infeed.ready:'),
+        ("starved: not infeed.ready", "starved: not infeed.ready or a.temp_4 > 20"),
+    )
+    (found,) = errors(write(tmp_path, line))
+    assert 'unknown tag "a.temp_4"' in found and '"a.temp_' in found.split("did you mean")[1]
+    broken = changed(line, ("type: INT, array: 3", "type: INT, array: 4, scale: 0"))
+    (found,) = errors(write(tmp_path, broken))
+    assert "a.temp_1: scale 0" in found, "what uses an array that is broken is not also wrong"
+
+
 @pytest.mark.parametrize(
     ("rows", "at", "what", "hint"),
     [
@@ -198,8 +246,8 @@ def test_overrides(tmp_path: Path) -> None:
     ("overrides", "what"),
     [
         ({"wat": {"port": 1}}, 'unknown PLC "wat"'),
-        ({"wet": {"port": 70000}}, "port: input should be less than or equal to 65535"),
-        ({"wet": {"prot": 1}}, "prot: extra inputs"),
+        ({"wet": {"port": 70000}}, '"port" must be less than or equal to 65535, not 70000'),
+        ({"wet": {"prot": 1}}, 'unknown key "prot"'),
         ({"wet": {"driver": "opcua", "endpoint": "opc.tcp://h:1"}}, "cannot become opcua"),
     ],
 )

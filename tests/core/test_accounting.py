@@ -168,3 +168,103 @@ def test_nothing_is_lost_or_doubled_over_gaps(steps: list[tuple[str, int]]) -> N
     plant.down.clear()
     scan(plant, tally, "A")
     assert tally.totals["infeed"] == made == sum(p["infeed"] for p in tally.products.values())
+
+
+# --- with a boot counter in the PLC
+
+
+def booted(infeed: int) -> tuple[Plant, Tally]:
+    """A plant with a boot counter on a PLC of its own group of tags, and a tally that has taken its base."""
+    plant = Plant({"one": {**COUNTS, "x.infeed": infeed, "one.boot": 1}})
+    plant.connect()
+    tally = tally_with_boot(plant)
+    assert scan(plant, tally, "A") == ""
+    return plant, tally
+
+
+def tally_with_boot(plant: Plant) -> Tally:
+    slots = plant.layout.slots
+    counts = CountSlots((slots["x.infeed"], 16), (slots["x.good"], 16), (slots["x.rejected"], 16), slots["x.wip"])
+    return Tally(plant.image, counts, {"one": slots["one.boot"]})
+
+
+def test_a_16_bit_counter_that_restarts_near_its_end_does_not_pass_for_one_that_rolled_over() -> None:
+    plant, tally = booted(65_000)
+    plant.cut("one")
+    plant.memory |= {"x.infeed": 12, "one.boot": 2}
+    scan(plant, tally, "A")
+    plant.join("one")
+    note = scan(plant, tally, "A")
+    assert "x.infeed went back from 65000 to 12: the PLC restarted it; counted 12 since" in note
+    assert tally.totals["infeed"] == 12, "and not 548"
+
+
+def test_a_roll_over_without_a_restart_is_one_and_waits_only_for_the_boot_counter() -> None:
+    plant, tally = booted(65_530)
+    plant.memory["x.infeed"] = 4
+    scan(plant, tally, "A")
+    assert tally.totals["infeed"] == 0, "the boot counter was read with it, not after it"
+    assert scan(plant, tally, "A") == ""
+    assert tally.totals["infeed"] == 10
+    plant.memory["x.infeed"] = 9
+    scan(plant, tally, "A")
+    assert tally.totals["infeed"] == 15
+
+
+def test_zeroed_counters_seen_before_the_boot_counter_are_not_taken_for_a_roll_over() -> None:
+    plant, tally = booted(65_000)
+    plant.memory["x.infeed"] = 3  # read just before the PLC shows that it restarted
+    scan(plant, tally, "A")
+    plant.cut("one", "restarted")
+    scan(plant, tally, "A")
+    plant.memory |= {"x.infeed": 5, "one.boot": 2}
+    plant.join("one")
+    assert "the PLC restarted it; counted 5 since" in scan(plant, tally, "A")
+    assert tally.totals["infeed"] == 5
+
+
+def test_a_retained_counter_goes_on_over_a_restart() -> None:
+    plant, tally = booted(500)
+    plant.memory |= {"x.infeed": 520, "one.boot": 2}
+    assert scan(plant, tally, "A") == ""
+    assert tally.totals["infeed"] == 20
+    plant.memory |= {"one.boot": 3}
+    assert scan(plant, tally, "A") == ""
+    plant.memory |= {"x.infeed": 65_530}
+    scan(plant, tally, "A")
+    plant.memory |= {"x.infeed": 1}
+    scan(plant, tally, "A")
+    assert scan(plant, tally, "A") == "", "a restart before does not make a restart of this roll-over"
+    assert tally.totals["infeed"] == 20 + 65_010 + 7
+
+
+def test_a_counter_reset_without_a_restart_is_noted_as_such() -> None:
+    plant, tally = booted(30_000)
+    plant.memory["x.infeed"] = 2
+    scan(plant, tally, "A")
+    note = scan(plant, tally, "A")
+    assert "x.infeed went back from 30000 to 2: it was reset without a restart of the PLC; counted 2 since" in note
+    assert tally.totals["infeed"] == 2
+
+
+def test_a_step_back_waits_as_long_as_the_boot_counter_cannot_be_read() -> None:
+    plant, tally = booted(65_000)
+    plant.bad = {"one.boot": "exception 2"}
+    plant.memory["x.infeed"] = 10
+    for _ in range(5):
+        assert scan(plant, tally, "A") == ""
+    assert tally.totals["infeed"] == 0
+    plant.bad = {}
+    plant.memory["one.boot"] = 2
+    scan(plant, tally, "A")
+    assert tally.totals["infeed"] == 10
+
+
+def test_a_restarted_controller_knows_the_plc_restarted_too() -> None:
+    plant, first = booted(65_000)
+    totals, raw = dict(first.totals), first.raw()
+    plant.memory |= {"x.infeed": 7, "one.boot": 2}  # the power was off for both
+    second = tally_with_boot(plant)
+    second.restore(totals, raw, "A")
+    assert "the PLC restarted it" in scan(plant, second, "A")
+    assert second.totals["infeed"] == 7

@@ -7,9 +7,9 @@ import pytest
 from helpers.core_rig import MS, STALE, Plant, S
 from hypothesis import given
 
-from controller.core.image import NEVER_READ, LinkReport, WriteReport
+from controller.core.image import NEVER_READ, Layout, LinkReport, WriteReport
 from controller.core.io import IO, BadInput, Input, Output
-from drivers.port import Outcome, Reading
+from drivers.port import Outcome, ReadGroup, Reading
 
 
 @pytest.fixture
@@ -99,6 +99,89 @@ def test_bad_since_when_keeps_the_first_time_over_changing_reasons(plant: Plant)
     plant.image.latch(40, plant.buffer)
     assert plant.image.since[:2] == [20, 40]
     assert plant.image.bad[0] == plant.image.bad[1] == "one is not connected: cable pulled"
+
+
+def test_bad_tags_that_stay_bad_are_no_news(plant: Plant) -> None:
+    """One broken sensor among many: the group's version moves with its values and reasons only."""
+    values = (None, True)
+    version = plant.image.versions[0]
+    for at, reasons, moves in (
+        (1, {0: "NaN"}, 1),
+        (2, {0: "NaN"}, 0),
+        (3, {0: "wire break"}, 1),
+        (4, {}, 1),
+        (5, {}, 0),
+    ):
+        plant.buffer.put("one", 0, Reading(values, at, reasons))
+        plant.image.latch(at, plant.buffer)
+        version += moves
+        assert plant.image.versions[0] == version, at
+        assert plant.image.bad[:2] == [reasons.get(0), None]
+    assert plant.image.since[0] == 0, "it was BAD before it was read"
+
+
+def test_reasons_that_the_driver_changes_in_place_are_seen(plant: Plant) -> None:
+    values, reasons = (None, True), {0: "NaN"}
+    plant.buffer.put("one", 0, Reading(values, 1, reasons))
+    plant.image.latch(1, plant.buffer)
+    reasons[0] = "wire break"
+    plant.buffer.put("one", 0, Reading(values, 2, reasons))
+    plant.image.latch(2, plant.buffer)
+    assert plant.image.bad[0] == "wire break"
+
+
+def test_source_times_belong_to_the_reading_shown(plant: Plant) -> None:
+    values = (1.0, True)
+    assert plant.image.source_of(0) is None
+    plant.buffer.put("one", 0, Reading(values, S, sources=(111, None)))
+    plant.image.latch(S, plant.buffer)
+    assert [plant.image.source_of(n) for n in range(3)] == [111, None, None]
+    plant.buffer.put("one", 0, Reading(values, S, sources=(222, 333)))
+    plant.image.latch(S, plant.buffer)
+    assert [plant.image.source_of(n) for n in range(2)] == [222, 333], "newer, though the values are the same"
+    plant.image.latch(S + STALE + 1, plant.buffer)
+    assert plant.image.source_of(0) is None
+    plant.buffer.put("one", 0, Reading(values, 2 * S, sources=(444, 444)))
+    plant.image.latch(2 * S, plant.buffer)
+    assert plant.image.source_of(0) == 444
+    plant.buffer.link(LinkReport("one", False, "gone"))
+    plant.image.latch(2 * S, plant.buffer)
+    assert plant.image.source_of(0) is None
+    put(plant, 1.0, True, at=2 * S)
+    plant.image.latch(2 * S, plant.buffer)
+    assert plant.image.source_of(0) is None, "Modbus has none"
+
+
+def test_a_reading_is_pending_until_it_is_latched_or_lost(plant: Plant) -> None:
+    assert not plant.buffer.pending("one", 0)
+    put(plant, 1.0, True, at=1)
+    assert plant.buffer.pending("one", 0)
+    assert not plant.buffer.pending("two", 0)
+    plant.image.latch(1, plant.buffer)
+    assert not plant.buffer.pending("one", 0)
+    put(plant, 1.0, True, at=2)
+    plant.buffer.link(LinkReport("one", False, "gone"))
+    assert not plant.buffer.pending("one", 0)
+    with pytest.raises(KeyError):
+        plant.buffer.pending("one", 1)
+
+
+def test_layout_finds_every_tag_by_name() -> None:
+    layout = Plant({"one": {"x.b": 1, "x.a": 2}, "two": {"y.a": 3, "a.z": 4}}).layout
+    assert list(layout.slots) == ["x.b", "x.a", "y.a", "a.z"]
+    assert [layout.slots[name] for name in layout.slots] == [0, 1, 2, 3]
+    assert dict(layout.plc_of) == {"x.b": "one", "x.a": "one", "y.a": "two", "a.z": "two"}
+    for unknown in ("", "a", "x.aa", "zz"):
+        assert unknown not in layout.slots
+        with pytest.raises(KeyError):
+            layout.plc_of[unknown]
+    assert [layout.group_of(n) for n in range(4)] == [0, 0, 1, 1]
+    for slot in (-1, 4):
+        with pytest.raises(IndexError):
+            layout.group_of(slot)
+    tag = layout.tags[0]
+    with pytest.raises(AssertionError, match=r"x\.b is in two read groups"):
+        Layout([("one", [ReadGroup("fast", (tag,)), ReadGroup("fast", (tag,))])], {"fast": 1})
 
 
 def test_link_loss_takes_only_its_plc_and_drops_readings_from_before_it(plant: Plant) -> None:

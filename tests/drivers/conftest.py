@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
-from opcua_plc import UaPlc
+from opcua_plc import APPLICATION, UaPlc
+
+from drivers.opcua.channel import Channel
+from drivers.opcua.pki import make_identity
 
 
 @pytest.fixture
@@ -28,3 +32,26 @@ def ua_plc() -> Iterator[UaPlc]:
     plc.start()
     yield plc
     plc.stop()
+
+
+@pytest.fixture(scope="session")
+def secure_ua_plc() -> Iterator[UaPlc]:
+    """One that offers every security policy too."""
+    plc = UaPlc(make_identity(APPLICATION, ["127.0.0.1"], "Test PLC"))
+    plc.start()
+    yield plc
+    plc.stop()
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of the OPC UA services that our clients ask for."""
+    names: list[str] = []
+    send = Channel.send
+
+    def spy(self: Channel, service: str, *args: Any, **more: Any) -> int:
+        names.append(service)
+        return send(self, service, *args, **more)
+
+    monkeypatch.setattr(Channel, "send", spy)
+    yield names

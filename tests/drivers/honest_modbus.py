@@ -7,11 +7,14 @@ Addresses 0..``SIZE`` - 1 exist in every area; the others are refused with excep
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import struct
+import tty
 from collections import deque
 from pathlib import Path
+from typing import Self
 
 SIZE = 2048
 RESET = struct.pack("ii", 1, 0)
@@ -242,17 +245,68 @@ def crc(data: bytes) -> bytes:
     return value.to_bytes(2, "little")
 
 
-class RtuServer(Answering):
-    """``async with RtuServer(folder) as server`` answers on the serial port ``server.device``, a link to a pty."""
+def lrc(data: bytes) -> int:
+    """LRC of Serial Line V1.02, 6.2.1: the two's complement of the sum."""
+    return -sum(data) & 0xFF
 
-    def __init__(self, folder: Path, unit: int = 17) -> None:
+
+def rtu_frame(unit: int, pdu: bytes) -> bytes:
+    return bytes((unit,)) + pdu + crc(bytes((unit,)) + pdu)
+
+
+def ascii_frame(unit: int, pdu: bytes) -> bytes:
+    body = bytes((unit,)) + pdu
+    return b":" + body.hex().upper().encode() + b"%02X" % lrc(body) + b"\r\n"
+
+
+class SerialUnit(Answering):
+    """One unit of a serial line. Like a real one it works on one request at a time, and answers in their order.
+
+    ``loopback`` is what it does with function 8: ``refuse`` (exception 1), ``return`` or ``ignore``; these requests
+    are counted apart and leave the script alone. ``dead`` is silent; ``delay`` is the time for every answer.
+    """
+
+    def __init__(self, number: int) -> None:
         super().__init__()
-        self.unit, self.device = unit, folder / "ttyPLC"
-        self._master = self._slave = -1
+        self.number = number
+        self.loopback, self.loopbacks = "refuse", 0
+        self.dead, self.delay, self.busy = False, 0.0, 0.0
+        self.heard: list[bytes] = []
+        """Every PDU that reached it, loop-backs and those not answered among them."""
+
+    def take(self, pdu: bytes) -> tuple[str, bytes | None]:
+        """The word of the script that holds, and the answer."""
+        self.heard.append(pdu)
+        if self.dead:
+            return "silence", None
+        if pdu[0] == 8:
+            self.loopbacks += 1
+            return "ok", {"refuse": b"\x88\x01", "return": pdu, "ignore": None}[self.loopback]
+        self.requests.append(pdu)
+        word = self.script.popleft() if self.script else "ok"
+        return word, self.reply(pdu, word)
+
+
+class SerialBus(SerialUnit):
+    """A serial line with units on it; itself its first unit. ``echo`` is an adapter that hands back what is sent.
+
+    ``pieces`` bytes at a time are sent, a few milliseconds apart, when it is not 0.
+    """
+
+    def __init__(self, unit: int) -> None:
+        super().__init__(unit)
+        self.units: dict[int, SerialUnit] = {unit: self}
+        self.echo, self.pieces = False, 0
+        self.order: list[int] = []
+        """The unit of every request on the line."""
         self._buffer = bytearray()
         self._timers: list[asyncio.TimerHandle] = []
 
-    async def __aenter__(self) -> RtuServer:
+    def add(self, *numbers: int) -> None:
+        for number in numbers:
+            self.units[number] = SerialUnit(number)
+
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -260,8 +314,116 @@ class RtuServer(Answering):
         await self.stop()
 
     async def start(self) -> None:
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        raise NotImplementedError
+
+    def say(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def frame(self, unit: int, pdu: bytes) -> bytes:
+        raise NotImplementedError
+
+    def cut(self) -> bytes | None:
+        """The next whole request in the buffer, taken out of it: unit and PDU."""
+        raise NotImplementedError
+
+    def on_bytes(self, data: bytes) -> None:
+        if self.echo:
+            self.say(data)
+        self._buffer += data
+        while request := self.cut():
+            self.order.append(request[0])
+            if unit := self.units.get(request[0]):
+                self._serve(unit, request[1:])
+
+    def _serve(self, unit: SerialUnit, pdu: bytes) -> None:
+        word, reply = unit.take(pdu)
+        loop = asyncio.get_running_loop()
+        delay = unit.delay + (float(word[4:]) if word.startswith("late") else 0.0)
+        if unit.busy > loop.time():
+            delay += 0.0005  # timers of one time do not fire in order
+        unit.busy = max(unit.busy, loop.time()) + delay
+        if reply is None:
+            return
+        frame = self._frame(unit.number, pdu, reply, word)
+        if delay or unit.busy > loop.time():
+            self._timers.append(loop.call_at(unit.busy, self.say, frame))
+        elif self.pieces:
+            for i in range(0, len(frame), self.pieces):
+                self._timers.append(loop.call_later(i / self.pieces * 0.003, self.say, frame[i : i + self.pieces]))
+        else:
+            self.say(frame)
+
+    def _frame(self, unit: int, pdu: bytes, reply: bytes, word: str) -> bytes:
+        frame = self.frame(unit + 1 if word == "wrong_unit" else unit, reply)
+        if word == "crc":  # the last byte or digit in front of the end
+            at = -1 if frame[-1:] != b"\n" else -3
+            frame = bytes((*frame[:at], frame[at] ^ 1, *frame[len(frame) + at + 1 :]))
+        if word == "noise_before":
+            frame = b"\xff\x00" + frame
+        if word == "noise_after":
+            frame += b"\x00"
+        if word == "echo":
+            frame = self.frame(unit, pdu)
+        if word == "dup":
+            frame += frame
+        if word == "half":
+            frame = frame[: len(frame) // 2]
+        return frame
+
+
+class RtuSide(SerialBus):
+    """RTU framing."""
+
+    def frame(self, unit: int, pdu: bytes) -> bytes:
+        return rtu_frame(unit, pdu)
+
+    def cut(self) -> bytes | None:
+        if len(self._buffer) < 8:
+            return None
+        size = {15: 9 + self._buffer[6], 16: 9 + self._buffer[6], 22: 10}.get(self._buffer[1], 8)
+        if len(self._buffer) < size:
+            return None
+        frame = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        assert crc(frame[:-2]) == frame[-2:], frame.hex(" ")
+        return frame[:-2]
+
+
+class AsciiSide(SerialBus):
+    """ASCII framing."""
+
+    def frame(self, unit: int, pdu: bytes) -> bytes:
+        return ascii_frame(unit, pdu)
+
+    def cut(self) -> bytes | None:
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            return None
+        frame = bytes(self._buffer[:end])
+        del self._buffer[: end + 2]
+        assert frame[:1] == b":", frame
+        assert frame.isascii()
+        assert frame == frame.upper(), frame
+        body = bytes.fromhex(frame[1:].decode())
+        assert sum(body) & 0xFF == 0, frame
+        return body[:-1]
+
+
+class PtySide(SerialBus):
+    """Behind the serial port ``device``, a link to a pseudo-terminal."""
+
+    def __init__(self, folder: Path, unit: int = 17) -> None:
+        super().__init__(unit)
+        self.device = folder / "ttyPLC"
+        self._master = self._slave = -1
+
+    async def start(self) -> None:
         """Plug the adapter in."""
         self._master, self._slave = pty.openpty()
+        tty.setraw(self._slave)  # what is said before the port is opened must not come back as an echo
         os.set_blocking(self._master, False)
         self.device.unlink(missing_ok=True)
         self.device.symlink_to(os.ttyname(self._slave))
@@ -283,40 +445,69 @@ class RtuServer(Answering):
         if self._master >= 0:
             os.write(self._master, data)
 
-    def _readable(self) -> None:
-        try:
-            self._buffer += os.read(self._master, 4096)
-        except OSError:
-            return
-        while len(self._buffer) >= 8:
-            size = {15: 9 + self._buffer[6], 16: 9 + self._buffer[6], 22: 10}.get(self._buffer[1], 8)
-            if len(self._buffer) < size:
-                return
-            frame = bytes(self._buffer[:size])
-            del self._buffer[:size]
-            assert crc(frame[:-2]) == frame[-2:], frame.hex(" ")
-            if frame[0] == self.unit:
-                self._serve(frame[1:-2])
+    def deaf(self) -> None:
+        """Take nothing more from the port, as an adapter that died or flow control does."""
+        asyncio.get_running_loop().remove_reader(self._master)
 
-    def _serve(self, pdu: bytes) -> None:
-        self.requests.append(pdu)
-        word = self.script.popleft() if self.script else "ok"
-        reply = self.reply(pdu, word)
-        if reply is None:
-            return
-        unit = self.unit + 1 if word == "wrong_unit" else self.unit
-        frame = bytes((unit,)) + reply
-        frame += crc(frame)
-        if word == "crc":
-            frame = frame[:-1] + bytes((frame[-1] ^ 1,))
-        if word == "noise_before":
-            frame = b"\xff\x00" + frame
-        if word == "noise_after":
-            frame += b"\x00"
-        if word == "echo":
-            request = bytes((self.unit,)) + pdu
-            frame = request + crc(request)
-        if word.startswith("late"):
-            self._timers.append(asyncio.get_running_loop().call_later(float(word[4:]), self.say, frame))
-        else:
-            self.say(frame)
+    def _readable(self) -> None:
+        with contextlib.suppress(OSError):
+            self.on_bytes(os.read(self._master, 4096))
+
+
+class RtuServer(PtySide, RtuSide):
+    """``async with RtuServer(folder) as server`` answers RTU on the serial port ``server.device``."""
+
+
+class AsciiServer(PtySide, AsciiSide):
+    """``async with AsciiServer(folder) as server`` answers ASCII on the serial port ``server.device``."""
+
+
+class RtuTcpServer(RtuSide):
+    """A device server: the bytes of the serial line for one client at a time, on ``port`` of the loopback interface."""
+
+    def __init__(self, unit: int = 17) -> None:
+        super().__init__(unit)
+        self.port = self.connections = 0
+        self._listener: asyncio.Server | None = None
+        self.client: _Client | None = None
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(lambda: _Client(self), "127.0.0.1", self.port)
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Take it from the network."""
+        for timer in self._timers:
+            timer.cancel()
+        if self._listener is not None:
+            self._listener.close()
+            await self._listener.wait_closed()
+            self._listener = None
+        if self.client is not None:
+            self.client.transport.abort()
+            self.client = None
+
+    def say(self, data: bytes) -> None:
+        if self.client is not None:
+            self.client.transport.write(data)
+
+
+class _Client(asyncio.Protocol):
+    transport: asyncio.Transport
+
+    def __init__(self, server: RtuTcpServer) -> None:
+        self.server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.server.client = self
+        self.server.connections += 1
+
+    def data_received(self, data: bytes) -> None:
+        self.server.on_bytes(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.server.client is self:
+            self.server.client = None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers import codec
-from drivers.port import Area, DataType, ModbusAddress, Tag, Value, WordOrder
+from drivers.port import Area, DataType, ModbusAddress, OpcUaAddress, Tag, Value, WordOrder
 
 HR = ModbusAddress(Area.HOLDING_REGISTER, 10)
 
@@ -107,6 +107,12 @@ def test_rounds_half_to_even(value: float, raw: int) -> None:
         (tag(DataType.REAL, low=0, high=10, unit="bar"), 10.001, "high 10 bar"),
         (tag(DataType.REAL, low=0, high=10), -0.001, "low 0"),
         (tag(DataType.UINT, scale=0.1, high=0.27), 0.27, "outside 0..2"),
+        (tag(DataType.BCD), 10000, "0..9999 of BCD"),
+        (tag(DataType.BCD), -1, "0..9999 of BCD"),
+        (tag(DataType.LBCD), 1.5, "whole numbers"),
+        (tag(DataType.LBCD, scale=0.01), 1e6, "0..99999999 of LBCD"),
+        (tag(DataType.SINT, mask=0x00F0), 8, "-8..7"),
+        (tag(DataType.ULINT, scale=1e300), 1.75e308, "outside 0..169999999"),
     ],
 )
 def test_refuses_and_never_clamps(t: Tag, value: Value, limit: str) -> None:
@@ -130,6 +136,8 @@ def test_refuses_and_never_clamps(t: Tag, value: Value, limit: str) -> None:
         (tag(DataType.INT, scale=-1, low=-5, high=5), "0006", "-6"),
         (tag(DataType.USINT), "0100", "out of range"),
         (tag(DataType.SINT), "0080", "out of range"),
+        (tag(DataType.REAL, scale=1e300), "7F7FFFFF", "out of range"),
+        (tag(DataType.ULINT, scale=1e300), "FFFFFFFFFFFFFFFF", "out of range"),
     ],
 )
 def test_doubtful_values_are_bad(t: Tag, wire: str, reason: str) -> None:
@@ -164,6 +172,17 @@ def test_limits_that_the_format_cannot_hold_are_reachable() -> None:
         (tag(DataType.BOOL, address=ModbusAddress(Area.HOLDING_REGISTER, 1, 16)), "bits 0 to 15"),
         (tag(DataType.DINT, address=ModbusAddress(Area.HOLDING_REGISTER, 65535)), "0 to 65535"),
         (tag(DataType.INT, address=ModbusAddress(Area.INPUT_REGISTER, 1)), "cannot be written"),
+        (tag(DataType.DINT, mask=1), "for SINT, USINT, INT, UINT"),
+        (tag(DataType.BCD, mask=1), "for SINT, USINT, INT, UINT"),
+        (tag(DataType.BOOL, mask=1), "has no mask"),
+        (tag(DataType.UINT, mask=0), "0x0001 to 0xFFFF"),
+        (tag(DataType.UINT, mask=0x10000), "0x0001 to 0xFFFF"),
+        (tag(DataType.UINT, mask=0x0FF1), "not next to each other"),
+        (tag(DataType.SINT, mask=0x01FF), "has 9 bits, a SINT holds 8"),
+        (tag(DataType.UINT, mask=0x00F0, low=16), "no UINT lies"),
+        (tag(DataType.UINT, mask=0x00F0, address=OpcUaAddress("i=1")), "for Modbus registers"),
+        (tag(DataType.LBCD, address=OpcUaAddress("i=1")), "for Modbus registers"),
+        (tag(DataType.LBCD, high=-1), "no LBCD lies"),
     ],
 )
 def test_contradictory_tags_are_named(t: Tag, text: str) -> None:
@@ -182,6 +201,23 @@ def test_integers_survive(kind: DataType, order: WordOrder, data: st.DataObject)
     value = data.draw(st.integers(low, high))
     t = tag(kind, word_order=order)
     assert codec.decode(t, codec.encode(t, value)) == (value, "")
+
+
+@given(st.sampled_from([DataType.BCD, DataType.LBCD]), ORDERS, st.binary(min_size=4, max_size=4))
+def test_decimal_digits_and_nothing_else(kind: DataType, order: WordOrder, random: bytes) -> None:
+    t = tag(kind, word_order=order)
+    data = random[: 2 * codec.register_count(t)]
+    digits = {
+        WordOrder.ABCD: data, WordOrder.CDAB: data[2:] + data[:2],
+        WordOrder.DCBA: data[::-1], WordOrder.BADC: data[1::-1] + data[:1:-1],
+    }[order if kind is DataType.LBCD else WordOrder.ABCD].hex()  # fmt: skip
+    value, reason = codec.decode(t, data)
+    if digits.isdecimal():
+        assert (value, reason) == (int(digits), "")
+        assert codec.encode(t, int(digits)) == data
+    else:
+        assert value is None
+        assert f"not BCD: 0x{digits.upper()}" in reason
 
 
 @given(ORDERS, st.floats(allow_nan=False, allow_infinity=False, width=32))

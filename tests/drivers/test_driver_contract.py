@@ -5,16 +5,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asyncua import ua
-from honest_modbus import RtuServer, TcpServer
-from opcua_plc import URI, Proxy, UaPlc
+from honest_modbus import AsciiServer, RtuServer, RtuTcpServer, TcpServer
+from mbap_peer import Authority, TlsServer, UdpServer
+from opcua_plc import URI, Proxy, UaPlc, trusting
 
-from drivers.factory import make_driver
-from drivers.options import DriverOptions, ModbusRtuOptions, ModbusTcpOptions, OpcUaOptions
+from drivers.factory import Links, make_driver
+from drivers.options import (
+    DriverOptions,
+    ModbusSerialOptions,
+    ModbusTcpOptions,
+    ModbusUdpOptions,
+    OpcUaOptions,
+    SerialOptions,
+    TcpLineOptions,
+    TlsOptions,
+    UaSecurity,
+)
 from drivers.port import (
     Address,
     Area,
@@ -27,6 +39,7 @@ from drivers.port import (
     Outcome,
     Reading,
     Tag,
+    WriteOutcome,
 )
 
 pytestmark = [pytest.mark.wire, pytest.mark.usefixtures("no_leaks")]
@@ -35,10 +48,16 @@ CONNECT = 5.0
 
 
 class Rig:
-    """A PLC with Count (UDINT 7), Rail (UINT 60, steps of 0.1), Run (BOOL), Speed (REAL, slow), and its cable."""
+    """A PLC with Count (UDINT 7), Rail (UINT 60, steps of 0.1), Run (BOOL), Speed (REAL, slow), and its cable.
+
+    Count and Rail can be written together.
+    """
 
     options: DriverOptions
     addresses: dict[str, Address]
+    instant: tuple[str, ...] = ()
+    """Calls that end without ever waiting."""
+    links: Links | None = None
 
     async def pull(self) -> None:
         """The cable is out, or the PLC is off."""
@@ -73,24 +92,24 @@ class Rig:
             )
             for name, kind in kinds.items()
         ]
-        return make_driver("plc", self.options, tags)
+        return make_driver("plc", self.options, tags, links=self.links)
 
 
 class ModbusRig(Rig):
-    server: TcpServer | RtuServer
+    server: TcpServer | UdpServer | RtuServer | AsciiServer | RtuTcpServer
 
     def __init__(self) -> None:
         holding, coil = Area.HOLDING_REGISTER, Area.COIL
         self.addresses = {
             "Count": ModbusAddress(holding, 0),
-            "Rail": ModbusAddress(holding, 20),
+            "Rail": ModbusAddress(holding, 2),
             "Run": ModbusAddress(coil, 3),
             "Speed": ModbusAddress(holding, 40),
         }
         memory = self.server.memory
         memory.put("hr", 0, b"\0\0\0\7")
         memory.put("hr", 40, bytes.fromhex("3FC00000"))
-        memory.hr[20] = 60
+        memory.hr[2] = 60
 
     async def pull(self) -> None:
         await self.server.stop()
@@ -106,16 +125,20 @@ class ModbusRig(Rig):
         memory = self.server.memory
         if name == "Run":
             return memory.co[3]
-        return memory.hr[20] if name == "Rail" else memory.hr[0] << 16 | memory.hr[1]
+        return memory.hr[2] if name == "Rail" else memory.hr[0] << 16 | memory.hr[1]
 
     async def put(self, name: str, raw: Any) -> None:
-        self.server.memory.hr[20 if name == "Rail" else 1] = raw
+        self.server.memory.hr[2 if name == "Rail" else 1] = raw
 
 
 class TcpRig(ModbusRig):
-    def __init__(self, server: TcpServer) -> None:
+    def __init__(self, server: TcpServer, tls: TlsOptions | None = None, *, shared: bool = False) -> None:
         self.server = server
-        self.options = ModbusTcpOptions(host="127.0.0.1", port=server.port, unit=3)
+        self.options = ModbusTcpOptions(host="127.0.0.1", port=server.port, unit=3, in_flight=1, tls=tls)
+        if shared:
+            self.links = Links()
+            neighbour = ModbusTcpOptions(host="127.0.0.1", port=server.port, unit=4, in_flight=1, tls=tls)
+            make_driver("neighbour", neighbour, [], links=self.links)
         super().__init__()
 
     def connections(self) -> int:
@@ -123,10 +146,30 @@ class TcpRig(ModbusRig):
         return len(self.server.writers)
 
 
-class RtuRig(ModbusRig):
-    def __init__(self, server: RtuServer) -> None:
+class UdpRig(ModbusRig):
+    instant = ("connect", "close")
+
+    def __init__(self, server: UdpServer) -> None:
         self.server = server
-        self.options = ModbusRtuOptions(device=str(server.device), unit=17, baudrate=115200)
+        self.options = ModbusUdpOptions(host="127.0.0.1", port=server.port, unit=3)
+        super().__init__()
+
+
+class RtuRig(ModbusRig):
+    instant = ("connect", "close")
+
+    def __init__(self, server: RtuServer | AsciiServer) -> None:
+        self.server = server
+        line = SerialOptions(device=str(server.device), baudrate=115200)
+        framing: Any = "rtu" if isinstance(server, RtuServer) else "ascii"
+        self.options = ModbusSerialOptions(line=line, framing=framing, unit=17)
+        super().__init__()
+
+
+class RtuTcpRig(ModbusRig):
+    def __init__(self, server: RtuTcpServer) -> None:
+        self.server = server
+        self.options = ModbusSerialOptions(line=TcpLineOptions(host="127.0.0.1", port=server.port), unit=17)
         super().__init__()
 
 
@@ -156,21 +199,87 @@ class UaRig(Rig):
         await self.plc.put(name, ua.DataValue(ua.Variant(raw, kind)))
 
 
-@pytest.fixture(params=["modbus_tcp", "modbus_rtu", "opcua"])
+class UaSubscribeRig(UaRig):
+    """The server tells what changed; a change shows in the first reading that is newer than it."""
+
+    def __init__(self, plc: UaPlc, proxy: Proxy) -> None:
+        super().__init__(plc, proxy)
+        assert isinstance(self.options, OpcUaOptions)
+        self.options = replace(self.options, reading="subscribe", periods_s={"fast": 0.05, "slow": 0.2})
+
+    def driver(self) -> Driver:
+        self.made = super().driver()
+        return self.made
+
+    async def put(self, name: str, raw: Any) -> None:
+        await super().put(name, raw)
+        now = time.monotonic_ns()
+        async with asyncio.timeout(2.0):
+            while (await self.made.read(0, 1.0)).stamp_ns < now:  # noqa: ASYNC110 - the PLC knows of no event
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def ua_security(secure_ua_plc: UaPlc, tmp_path_factory: pytest.TempPathFactory) -> UaSecurity:
+    return trusting(secure_ua_plc, tmp_path_factory.mktemp("ua"))
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pki")
+    authority = Authority(folder)
+    authority.issue("device")
+    authority.issue("controller")
+    return folder
+
+
+MODBUS_TCP = ("modbus_tcp", "modbus_tls", "modbus_gateway")
+OPC_UA = ("opcua", "opcua_subscribe", "opcua_secure")
+MODBUS_SERIAL = ("modbus_rtu", "modbus_ascii", "modbus_rtu_tcp")
+
+
+@pytest.fixture(params=[*MODBUS_TCP, "modbus_udp", *MODBUS_SERIAL, *OPC_UA])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
-    if request.param == "modbus_tcp":
+    if request.param == "modbus_tls":
+        pki: Path = request.getfixturevalue("pki")
+        files = TlsOptions(ca=pki / "ca.pem", certificate=pki / "controller.pem", key=pki / "controller.key")
+        async with TlsServer(pki, "device", "ca") as tls:
+            yield TcpRig(tls, files)
+    elif request.param in MODBUS_TCP:
         async with TcpServer(unit=3) as tcp:
-            yield TcpRig(tcp)
+            yield TcpRig(tcp, shared=request.param == "modbus_gateway")
+    elif request.param == "modbus_udp":
+        async with UdpServer(unit=3) as udp:
+            yield UdpRig(udp)
     elif request.param == "modbus_rtu":
         async with RtuServer(tmp_path) as rtu:
             yield RtuRig(rtu)
+    elif request.param == "modbus_ascii":
+        async with AsciiServer(tmp_path) as ascii_:
+            yield RtuRig(ascii_)
+    elif request.param == "modbus_rtu_tcp":
+        async with RtuTcpServer() as rtu_tcp:
+            yield RtuTcpRig(rtu_tcp)
     else:
-        plc: UaPlc = request.getfixturevalue("ua_plc")
+        secure = request.param == "opcua_secure"
+        security: UaSecurity | None = request.getfixturevalue("ua_security") if secure else None
+        plc: UaPlc = request.getfixturevalue("secure_ua_plc" if secure else "ua_plc")
         await plc.reset()
         proxy = Proxy(plc.port)
         await proxy.start()
-        yield UaRig(plc, proxy)
+        ua_rig = UaSubscribeRig(plc, proxy) if request.param == "opcua_subscribe" else UaRig(plc, proxy)
+        assert isinstance(ua_rig.options, OpcUaOptions)
+        ua_rig.options = replace(ua_rig.options, security=security)
+        yield ua_rig
         await proxy.stop()
+
+
+def named(driver: Driver, group: int, reading: Reading) -> dict[str, Any]:
+    """A reading by the tags' names: the order within a group is the driver's."""
+    return {tag.name: value for tag, value in zip(driver.groups[group].tags, reading.values, strict=True)}
+
+
+FAST = {"plc.count": 7, "plc.rail": 6.0, "plc.run": False}
 
 
 async def read(driver: Driver, group: int, timeout_s: float = 1.0) -> Reading:
@@ -191,21 +300,21 @@ async def lost(call: Callable[[], Awaitable[object]]) -> LinkDown:
 
 async def test_reads_every_group(rig: Rig) -> None:
     driver = rig.driver()
-    assert [(g.scan_class, [t.name for t in g.tags]) for g in driver.groups] == [
+    assert [(g.scan_class, sorted(t.name for t in g.tags)) for g in driver.groups] == [
         ("fast", ["plc.count", "plc.rail", "plc.run"]),
         ("slow", ["plc.speed"]),
     ]
     await driver.connect(CONNECT)
     before = time.monotonic_ns()
     fast, slow = await read(driver, 0), await read(driver, 1)
-    assert (fast.values, slow.values) == ((7, 6.0, False), (1.5,))
+    assert (named(driver, 0, fast), named(driver, 1, slow)) == (FAST, {"plc.speed": 1.5})
     assert not fast.bad
     assert before <= fast.stamp_ns <= slow.stamp_ns <= time.monotonic_ns()
     await rig.put("Rail", 1001)
     reading = await read(driver, 0)
-    assert reading.values == (7, None, False)
-    assert list(reading.bad) == [1]
-    assert "100" in reading.bad[1]
+    assert named(driver, 0, reading) == FAST | {"plc.rail": None}
+    assert [driver.groups[0].tags[i].name for i in reading.bad] == ["plc.rail"]
+    assert "100" in next(iter(reading.bad.values()))
     await driver.close()
 
 
@@ -222,6 +331,79 @@ async def test_verifies_a_write(rig: Rig) -> None:
         assert got.read_back == pytest.approx(value)
         assert await rig.get(name) == raw
     await driver.close()
+
+
+async def test_verifies_a_block(rig: Rig) -> None:
+    driver = rig.driver()
+    await driver.connect(CONNECT)
+    block = {"plc.count": 70_000, "plc.rail": 12.5}
+    problem = driver.block_problem(tuple(block))
+    got = await driver.write_block(block, 1.0)
+    assert (problem == "") == isinstance(rig, ModbusRig | UaRig)
+    if problem:
+        assert got.outcome is Outcome.REJECTED
+        assert (await rig.get("Count"), await rig.get("Rail")) == (7, 60)
+        await driver.close()
+        return
+    assert got.outcome is Outcome.VERIFIED, got.reason
+    assert (await rig.get("Count"), await rig.get("Rail")) == (70_000, 125)
+    for bad, text in (({"plc.count": 1, "plc.x": 2}, "plc.x"), ({"plc.count": 1, "plc.rail": 100.1}, "plc.rail")):
+        got = await driver.write_block(bad, 1.0)
+        assert got.outcome is Outcome.REJECTED
+        assert text in got.reason
+    assert driver.block_problem(("plc.count", "plc.x"))
+    assert (await rig.get("Count"), await rig.get("Rail")) == (70_000, 125)
+    await driver.close()
+
+
+async def test_writes_while_it_reads(rig: Rig) -> None:
+    """One task reads on and on, another one writes; neither disturbs the other."""
+    driver = rig.driver()
+    await driver.connect(CONNECT)
+    reading = True
+
+    async def poll() -> int:
+        count = 0
+        while reading:
+            for group in (0, 1):
+                assert not (await read(driver, group)).bad
+                count += 1
+        return count
+
+    polling = asyncio.create_task(poll())
+    for n in range(10):
+        got = await driver.write("plc.rail", n / 10, 1.0)
+        assert got.outcome is Outcome.VERIFIED, got.reason
+        assert await rig.get("Rail") == n
+    reading = False
+    assert await polling >= 2
+    stats = driver.stats()
+    assert stats.answered >= 12
+    assert (stats.timeouts, stats.refused, stats.late, stats.strays, stats.breaker) == (0, 0, 0, 0, "closed")
+    assert 0.0 < stats.p50_ms <= stats.p99_ms
+    await driver.close()
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+async def test_close_ends_what_is_under_way(rig: Rig, operation: str) -> None:
+    driver = rig.driver()
+    await driver.connect(CONNECT)
+    await rig.mute()
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "read": lambda: driver.read(0, 5.0),
+        "write": lambda: driver.write("plc.rail", 5.0, 5.0),
+    }
+    task = asyncio.ensure_future(calls[operation]())
+    await asyncio.sleep(0.05)
+    start = time.monotonic()
+    await driver.close()
+    (result,) = await asyncio.gather(task, return_exceptions=True)
+    assert time.monotonic() - start < 1.5
+    if operation == "read":
+        assert isinstance(result, LinkDown)
+    else:
+        assert isinstance(result, WriteOutcome)
+        assert result.outcome is Outcome.UNKNOWN
 
 
 async def test_refuses_what_must_not_be_sent(rig: Rig) -> None:
@@ -264,7 +446,7 @@ async def test_a_pulled_cable_is_seen_and_a_plugged_one_taken_up(rig: Rig) -> No
     await driver.close()
     await rig.plug()
     await driver.connect(CONNECT)
-    assert (await read(driver, 0)).values == (7, 6.0, False)
+    assert named(driver, 0, await read(driver, 0)) == FAST
     await driver.close()
 
 
@@ -324,8 +506,8 @@ async def test_cancelled_at_any_await(rig: Rig, operation: str) -> None:
                 await asyncio.sleep(0.001)
         if through:
             break
-    if not (operation == "connect" and isinstance(rig, RtuRig)):
+    if operation not in rig.instant:
         assert cancelled >= 1
     await driver.connect(CONNECT)
-    assert (await read(driver, 0)).values[0] == 7
+    assert named(driver, 0, await read(driver, 0))["plc.count"] == 7
     await driver.close()

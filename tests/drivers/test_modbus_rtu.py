@@ -1,218 +1,90 @@
+"""RTU framing: the golden frames, and the serial port with a driver on top."""
+
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
-from honest_modbus import RtuServer, crc
+from honest_modbus import crc, rtu_frame
 
-from drivers.factory import make_driver
-from drivers.modbus import ModbusRtuDriver
-from drivers.options import ModbusRtuOptions
-from drivers.port import (
-    Area,
-    DataType,
-    DeviceRefused,
-    ExchangeFailed,
-    LinkDown,
-    ModbusAddress,
-    Outcome,
-    Tag,
-)
+from drivers.modbus.framing import pdu_size
+from drivers.modbus.pdu import identification_call
+from drivers.modbus.rtu import RtuFraming
 
-pytestmark = [pytest.mark.wire, pytest.mark.usefixtures("no_leaks")]
-
-
-def hr(name: str, offset: int, group: str) -> Tag:
-    address = ModbusAddress(Area.HOLDING_REGISTER, offset)
-    return Tag(name=name, address=address, type=DataType.UINT, writable=True, scan_class=group)
-
-
-TAGS = [
-    hr("a.one", 0, "one"),
-    hr("a.two", 1, "two"),
-    Tag(
-        name="a.coil",
-        address=ModbusAddress(Area.COIL, 9),
-        type=DataType.BOOL,
-        writable=True,
-        scan_class="bits",
-    ),
+GOLDEN = [  # published examples; the first of the standard itself (6.2.2)
+    "02 07 41 12",
+    "11 01 00 13 00 25 0e 84",
+    "11 01 05 cd 6b b2 0e 1b 45 e6",
+    "11 02 00 c4 00 16 ba a9",
+    "11 02 03 ac db 35 20 18",
+    "11 03 00 6b 00 03 76 87",
+    "11 03 06 ae 41 56 52 43 40 49 ad",
+    "11 04 00 08 00 01 b2 98",
+    "11 04 02 00 0a f8 f4",
+    "11 0f 00 13 00 0a 02 cd 01 bf 0b",
+    "11 0f 00 13 00 0a 26 99",
+    "11 10 00 01 00 02 04 00 0a 01 02 c6 f0",
+    "11 10 00 01 00 02 12 98",
+    "0a 81 02 b0 53",
 ]
-T = 0.1
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RtuServer]:
-    async with RtuServer(tmp_path) as server:
-        yield server
+@pytest.mark.parametrize("text", GOLDEN)
+def test_golden_frames(text: str) -> None:
+    frame = bytes.fromhex(text)
+    unit, pdu = frame[0], frame[1:-2]
+    assert crc(frame[:-2]) == frame[-2:], "the test server's checksum is worked bit by bit"
+    framing = RtuFraming()
+    assert framing.encode(unit, pdu) == frame
+    found, pending = framing.find(bytearray(frame), {unit}, lambda _unit, _head: len(pdu), False)
+    assert found is not None
+    assert (found.unit, found.pdu, found.noise, found.end, pending) == (unit, pdu, 0, len(frame), False)
 
 
-@pytest.fixture
-async def driver(server: RtuServer) -> AsyncIterator[ModbusRtuDriver]:
-    driver = make_driver("oven", ModbusRtuOptions(device=str(server.device), unit=17, baudrate=115200), TAGS)
-    assert isinstance(driver, ModbusRtuDriver)
-    await driver.connect(1.0)
-    yield driver
-    await driver.close()
+def test_frames_of_other_units_are_passed_over_and_beginnings_are_waited_for() -> None:
+    framing = RtuFraming()
+    other, ours = rtu_frame(18, b"\x03\x02\x00\x01"), rtu_frame(17, b"\x03\x02\x00\x02")
 
+    def size(_unit: int, head: bytes) -> int:
+        return pdu_size(head, None)
 
-def test_checksum_of_the_test_server_is_that_of_the_specification() -> None:
-    # Worked example of the specification's predecessor: 02 07 -> 41 12
-    assert crc(b"\x02\x07") == b"\x41\x12"
-
-
-async def test_a_late_answer_is_never_taken_for_another_registers(server: RtuServer, driver: ModbusRtuDriver) -> None:
-    """Both groups ask with the same function and count: nothing but time tells their answers apart."""
-    server.memory.hr[0], server.memory.hr[1] = 1111, 2222
-    for delay in (1.2, 1.6, 2.2):
-        server.script.append(f"late{delay * T}")
-        with pytest.raises(ExchangeFailed, match="no answer within") as caught:
-            await driver.read(0, T)
-        assert caught.value.timed_out
-        assert (await driver.read(1, T)).values == (2222,)
-        assert (await driver.read(0, T)).values == (1111,)
-
-
-async def test_silence_is_kept_across_close_and_connect(server: RtuServer, driver: ModbusRtuDriver) -> None:
-    server.memory.hr[0], server.memory.hr[1] = 1111, 2222
-    server.script.append(f"late{1.3 * T}")
-    task = asyncio.create_task(driver.read(0, T))
-    await asyncio.sleep(T / 2)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await driver.close()
-    await driver.connect(1.0)
-    assert (await driver.read(1, T)).values == (2222,)
+    found, _ = framing.find(bytearray(other + ours), {17}, size, False)
+    assert found is not None
+    assert (found.noise, found.pdu) == (len(other), b"\x03\x02\x00\x02")
+    for end in range(1, len(ours)):
+        assert framing.find(bytearray(ours[:end]), {17}, size, False) == (None, True)
+        assert framing.find(bytearray(ours[:end]), {17}, size, True) == (None, False)
+    assert framing.find(bytearray(other), {17}, size, False) == (None, False)
 
 
 @pytest.mark.parametrize(
-    ("word", "text"),
+    ("head", "size"),
     [
-        ("crc", "CRC"),
-        ("wrong_unit", "unit 18 answers instead of 17"),
-        ("noise_before", "noise"),
-        ("silence", "no answer within"),
-        ("short", "no answer within 0.1 s, only"),
-        ("long", "CRC"),
-        ("echo", "CRC"),
-        ("exc255", "does not exist"),
-        ("wrong_fc", "expected"),
+        ("", 0),
+        ("83", 2),
+        ("03", 0),
+        ("03 02", 4),
+        ("03 00", -1),
+        ("03 ff", -1),
+        ("05", 5),
+        ("06", 5),
+        ("08", 5),
+        ("0f", 5),
+        ("10", 5),
+        ("16", 7),
+        ("11 05", 7),
+        ("17 04", 6),
+        ("2b 0e", -1),
+        ("41", -1),
     ],
 )
-async def test_one_bad_exchange_is_survived(server: RtuServer, driver: ModbusRtuDriver, word: str, text: str) -> None:
-    server.memory.hr[0] = 7
-    server.script.append(word)
-    with pytest.raises(ExchangeFailed, match=text):
-        await driver.read(0, T)
-    start = time.monotonic()
-    assert (await driver.read(0, T)).values == (7,)
-    assert time.monotonic() - start > 0.9 * T, "the line must stay silent for longer than the time-out"
+def test_the_length_of_an_answer_follows_from_its_function(head: str, size: int) -> None:
+    assert pdu_size(bytes.fromhex(head), None) == size
 
 
-async def test_noise_after_the_frame_costs_nothing(server: RtuServer, driver: ModbusRtuDriver) -> None:
-    server.memory.hr[0] = 7
-    server.script.extend(["noise_after"] * 3)
-    start = time.monotonic()
-    for _ in range(4):
-        assert (await driver.read(0, T)).values == (7,)
-    assert time.monotonic() - start < T
-
-
-async def test_an_unasked_frame_brings_silence(server: RtuServer, driver: ModbusRtuDriver) -> None:
-    server.memory.hr[1] = 5
-    frame = bytes.fromhex("11 03 02 00 63")
-    server.say(frame + crc(frame))
-    await asyncio.sleep(0.01)
-    start = time.monotonic()
-    assert (await driver.read(1, T)).values == (5,)
-    assert time.monotonic() - start > T
-
-
-async def test_a_line_that_never_falls_silent_is_an_error(server: RtuServer, driver: ModbusRtuDriver) -> None:
-    async def babble() -> None:
-        while True:
-            server.say(b"\xaa" * 8)
-            await asyncio.sleep(0.002)
-
-    task = asyncio.create_task(babble())
-    await asyncio.sleep(0.01)
-    with pytest.raises(ExchangeFailed, match="does not fall silent"):
-        await driver.read(0, T)
-    got = await driver.write("a.one", 1, T)
-    assert got.outcome is Outcome.REJECTED
-    assert "not sent" in got.reason
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert server.requests == []
-
-
-async def test_three_in_a_row_are_a_lost_link(server: RtuServer, driver: ModbusRtuDriver) -> None:
-    server.script.extend(["silence", "silence", "ok", "silence", "silence", "silence"])
-    for kind in (ExchangeFailed, ExchangeFailed, None, ExchangeFailed, ExchangeFailed, LinkDown):
-        if kind is None:
-            await driver.read(0, T)
-        else:
-            with pytest.raises(kind):
-                await driver.read(0, T)
-    with pytest.raises(LinkDown, match="3 times in a row"):
-        await driver.read(0, T)
-    await driver.connect(1.0)
-    await driver.read(0, T)
-
-
-async def test_a_refusal_leaves_the_line_sound(server: RtuServer, driver: ModbusRtuDriver) -> None:
-    server.script.append("exc2")
-    with pytest.raises(DeviceRefused, match="illegal data address"):
-        await driver.read(0, T)
-    start = time.monotonic()
-    await driver.read(0, T)
-    assert time.monotonic() - start < T
-
-
-@pytest.mark.parametrize(
-    ("tag", "value", "pdu"), [("a.one", 258, "10 0000 0001 02 0102"), ("a.coil", True, "0f 0009 0001 01 01")]
-)
-async def test_writes_never_echo_their_request(
-    server: RtuServer, driver: ModbusRtuDriver, tag: str, value: int, pdu: str
-) -> None:
-    assert (await driver.write(tag, value, T)).outcome is Outcome.VERIFIED
-    assert server.memory.writes == [bytes.fromhex(pdu)]
-    # A dead device on an echoing adapter must not acknowledge.
-    server.script.append("echo")
-    assert (await driver.write(tag, type(value)(0), T)).outcome is Outcome.UNKNOWN
-
-
-async def test_pulling_the_adapter_is_seen_at_once_and_does_not_spin(
-    server: RtuServer, driver: ModbusRtuDriver
-) -> None:
-    task = asyncio.create_task(driver.read(0, 0.5))
-    server.script.append("silence")
-    await asyncio.sleep(0.05)
-    await server.stop()
-    start, busy = time.monotonic(), time.process_time()
-    with pytest.raises(LinkDown, match="serial port lost"):
-        await task
-    await asyncio.sleep(0.1)
-    assert time.monotonic() - start < 1.0
-    assert time.process_time() - busy < 0.1
-    with pytest.raises(LinkDown, match="cannot open"):
-        await driver.connect(1.0)
-    await server.start()
-    await driver.connect(1.0)
-    await driver.read(0, T)
-
-
-async def test_the_port_is_ours_alone(server: RtuServer, driver: ModbusRtuDriver) -> None:
-    other = ModbusRtuDriver("oven2", TAGS, ModbusRtuOptions(device=str(server.device), unit=18))
-    with pytest.raises(LinkDown, match="cannot open the serial port"):
-        await other.connect(1.0)
-
-
-def test_unit_zero_is_a_broadcast() -> None:
-    with pytest.raises(ValueError, match="1 to 247"):
-        ModbusRtuOptions(device="/dev/null", unit=0)
+def test_an_answer_of_varying_length_is_measured_by_its_request() -> None:
+    call = identification_call(1)
+    answer = bytes.fromhex("2b 0e 01 01 00 00 02 00 03 41 42 43 01 01 44")
+    assert pdu_size(answer[:10], call) == 0
+    assert pdu_size(answer, call) == len(answer)
+    found, _ = RtuFraming().find(bytearray(rtu_frame(17, answer)), {17}, lambda _, head: pdu_size(head, call), False)
+    assert found is not None
+    assert found.pdu == answer

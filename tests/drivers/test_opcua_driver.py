@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from asyncua import ua
+from asyncua.common.connection import SecureConnection
+from asyncua.server.internal_session import InternalSession
 from opcua_plc import URI, Proxy, UaPlc
 
 from drivers.factory import make_driver
@@ -199,9 +204,9 @@ async def test_large_groups_are_split_where_the_server_asks_for_it(proxy: Proxy,
     driver = driver_on(proxy.port)
     try:
         await driver.connect(5.0)
+        requests = driver.stats().requests
         assert (await driver.read(0, T)).values == GOOD
-        assert driver._session is not None
-        assert [len(p.NodesToRead) for p in driver._session.reads[0]] == [3, 3, 1]
+        assert driver.stats().requests == requests + 3, "3 + 3 + 1 nodes"
     finally:
         await ua_plc.ado(limit.write_value(0, ua.VariantType.UInt32))
         await driver.close()
@@ -227,6 +232,168 @@ async def test_close_takes_leave_of_the_server(proxy: Proxy, ua_plc: UaPlc) -> N
 async def test_the_password_is_not_shown() -> None:
     options = OpcUaOptions(endpoint="opc.tcp://127.0.0.1:1", user="lw", password="s3cret")
     assert "s3cret" not in repr(options)
+
+
+async def test_a_block_is_written_in_order_with_one_request(
+    driver: OpcUaDriver, ua_plc: UaPlc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Any]] = []
+    write = InternalSession.write
+
+    async def spy(self: Any, parameters: Any) -> Any:
+        asked.append([item.NodeId.Identifier for item in parameters.NodesToWrite])
+        return await write(self, parameters)
+
+    monkeypatch.setattr(InternalSession, "write", spy)
+    got = await driver.write_block({"plc.rail": 33.1, "plc.run": True, "plc.job": "B-7", "plc.count": 9}, T)
+    assert got.outcome is Outcome.VERIFIED, got.reason
+    assert asked == [["PLC.Rail", "PLC.Run", "PLC.Job", "PLC.Count"]]
+    assert (await driver.read(0, T)).values == (1.5, 9, pytest.approx(33.1), True, "B-7", 2**40, 3)
+
+
+async def test_nothing_of_a_block_is_sent_when_one_value_does_not_fit(driver: OpcUaDriver, ua_plc: UaPlc) -> None:
+    got = await driver.write_block({"plc.count": 9, "plc.speed": 11.0}, T)
+    assert got.outcome is Outcome.REJECTED
+    assert "plc.speed" in got.reason
+    assert (await driver.read(0, T)).values == GOOD
+
+
+async def test_a_block_that_was_taken_in_part_is_unknown(driver: OpcUaDriver, ua_plc: UaPlc) -> None:
+    """No server promises all or nothing."""
+    got = await driver.write_block({"plc.count": 9, "plc.sealed": 4}, T)
+    assert got.outcome is Outcome.UNKNOWN
+    assert "plc.sealed" in got.reason
+    assert await ua_plc.get("Count") == 9
+
+
+def test_which_blocks_can_be_written() -> None:
+    driver = driver_on(1)
+    assert driver.block_problem(["plc.count", "plc.job"]) == ""
+    assert "plc.nothing" in driver.block_problem(["plc.count", "plc.nothing"])
+    assert "twice" in driver.block_problem(["plc.count", "plc.count"])
+    assert driver.block_problem([])
+
+
+async def test_a_block_larger_than_the_server_takes_is_not_sent(proxy: Proxy, ua_plc: UaPlc) -> None:
+    limit = ua_plc.server.get_node(ua.NodeId(ua.ObjectIds.Server_ServerCapabilities_OperationLimits_MaxNodesPerWrite))
+    await ua_plc.ado(limit.write_value(2, ua.VariantType.UInt32))
+    driver = driver_on(proxy.port)
+    try:
+        await driver.connect(5.0)
+        assert "takes 2 values" in driver.block_problem(["plc.count", "plc.job", "plc.run"])
+        got = await driver.write_block({"plc.count": 9, "plc.job": "x", "plc.run": True}, T)
+        assert got.outcome is Outcome.REJECTED
+        assert await ua_plc.get("Count") == 7
+    finally:
+        await ua_plc.ado(limit.write_value(0, ua.VariantType.UInt32))
+        await driver.close()
+
+
+async def test_a_write_goes_between_the_requests_of_a_read(proxy: Proxy, ua_plc: UaPlc) -> None:
+    limit = ua_plc.server.get_node(ua.NodeId(ua.ObjectIds.Server_ServerCapabilities_OperationLimits_MaxNodesPerRead))
+    await ua_plc.ado(limit.write_value(2, ua.VariantType.UInt32))
+    driver = driver_on(proxy.port)
+    try:
+        await driver.connect(5.0)
+        reading = asyncio.ensure_future(driver.read(0, T))
+        await asyncio.sleep(0)
+        got = await driver.write("plc.sealed", 3, T)
+        assert not reading.done(), "the write did not wait for the read"
+        assert got.outcome is Outcome.REJECTED
+        assert (await reading).values == GOOD
+    finally:
+        await ua_plc.ado(limit.write_value(0, ua.VariantType.UInt32))
+        await driver.close()
+
+
+async def test_a_close_ends_what_is_under_way(driver: OpcUaDriver, proxy: Proxy) -> None:
+    proxy.flowing.clear()
+    reading = asyncio.ensure_future(driver.read(0, T))
+    writing = asyncio.ensure_future(driver.write("plc.count", 9, T))
+    await asyncio.sleep(0.05)
+    await driver.close()
+    with pytest.raises(LinkDown):
+        await reading
+    assert (await writing).outcome is Outcome.UNKNOWN
+    proxy.flowing.set()
+    await driver.connect(5.0)
+    assert (await driver.read(0, T)).values[1] == 9, "it was executed, which is why it is unknown"
+
+
+async def test_a_late_failure_of_an_old_connection_leaves_the_new_one_alone(driver: OpcUaDriver, proxy: Proxy) -> None:
+    proxy.flowing.clear()
+    writing = asyncio.ensure_future(driver.write("plc.count", 9, 0.4))
+    await asyncio.sleep(0.02)
+    await driver.close()
+    proxy.flowing.set()
+    await driver.connect(5.0)
+    assert (await writing).outcome is Outcome.UNKNOWN
+    await asyncio.sleep(0.5)
+    assert (await driver.read(0, T)).values[0] == 1.5
+
+
+async def test_an_answer_told_twice_ends_the_connection(driver: OpcUaDriver, proxy: Proxy) -> None:
+    proxy.twice = True
+    with contextlib.suppress(LinkDown):
+        await driver.read(0, T)
+    with pytest.raises(LinkDown):
+        await driver.read(0, T)
+    assert driver.stats().strays >= 1
+    await driver.connect(5.0)
+    assert (await driver.read(0, T)).values == GOOD
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+async def test_a_server_whose_clock_is_wrong(proxy: Proxy, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    """Renewals while notifications under the old token are on their way; asyncua's own client ends there."""
+    honest = SecureConnection.open
+
+    def skewed(self: Any, *args: Any) -> Any:
+        result = copy.deepcopy(honest(self, *args))
+        result.SecurityToken.CreatedAt += timedelta(hours=hours)
+        return result
+
+    monkeypatch.setattr(SecureConnection, "open", skewed)
+    driver = driver_on(proxy.port, reading="subscribe", periods_s={"fast": 0.02}, channel_lifetime_s=0.2)
+    await driver.connect(5.0)
+    until = time.monotonic() + 1.2
+    while time.monotonic() < until:
+        assert (await driver.read(0, T)).values == GOOD
+        await asyncio.sleep(0.005)
+    assert proxy.connections == 1
+    await driver.close()
+
+
+async def test_source_times_are_utc(driver: OpcUaDriver, ua_plc: UaPlc) -> None:
+    await ua_plc.put("Job", "L7")
+    reading = await driver.read(0, T)
+    source = reading.sources[4]
+    assert source is not None
+    assert abs(source - time.time_ns()) < 5_000_000_000
+
+
+async def test_stats_count_what_was_on_the_wire(driver: OpcUaDriver, proxy: Proxy) -> None:
+    before = driver.stats()
+    for _ in range(10):
+        await driver.read(0, T)
+    after = driver.stats()
+    assert (after.requests - before.requests, after.answered - before.answered) == (10, 10)
+    assert 0 < after.p50_ms <= after.p99_ms
+    proxy.swallow_down = True
+    with pytest.raises(LinkDown):
+        await driver.read(0, 0.1)
+    assert driver.stats().timeouts == before.timeouts + 1
+
+
+def test_what_opc_ua_cannot_hold_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="BCD"):
+        driver_on(1, [node("X", DataType.BCD)])
+    with pytest.raises(ValueError, match="mask"):
+        driver_on(1, [node("X", DataType.UINT, mask=0xF0)])
+    with pytest.raises(ValueError, match="needs a period"):
+        driver_on(1, reading="subscribe")
+    with pytest.raises(ValueError, match="is no endpoint"):
+        driver_on(1, backups=("http://127.0.0.1:1",))
 
 
 async def test_garbage_instead_of_an_answer(ua_plc: UaPlc) -> None:

@@ -57,6 +57,7 @@ class Operator:
         """One PackML command to the checkweigher; returns its CmdResult."""
         self._command += 1
         self.set("checkweigher.cntrl_cmd", number)
+        self.set("checkweigher.cmd_valid_until", (int(self.get("inspect.clock")) + 1000) % 2**32)
         self.set("checkweigher.cmd_id", self._command)
         assert self.get("checkweigher.cmd_ack") == self._command
         result = self.get("checkweigher.cmd_result")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from helpers.core_rig import Plant, StationRig
@@ -12,7 +13,7 @@ from controller.core.conditions import Interlock
 from controller.core.packml import ACTING, Machine, Options, State, Trigger
 from controller.core.station import Parts
 from controller.stations.packml_plc import PackmlIO, PackmlPlc, PackmlSettings
-from drivers.port import Value
+from drivers.port import DataType, Value
 
 CLEAR, RESET, START, STOP, HOLD, UNHOLD, COMPLETE, ABORT = (
     Trigger.CLEAR, Trigger.RESET, Trigger.START, Trigger.STOP, Trigger.HOLD, Trigger.UNHOLD, Trigger.COMPLETE,
@@ -355,7 +356,7 @@ def test_a_restarted_plc_does_not_take_the_last_command_again(way: tuple[Trigger
     plc.be({1: State.ABORTED, 2: State.STOPPED, 3: State.IDLE}[len(way)])  # where the same command would be taken
     before = plc.machine.state
     plc.taken.clear()
-    wanted = {t: rig.image.out[n] for t, n in rig.plant.layout.slots.items() if rig.image.out[n] is not None}
+    wanted = {t: rig.image.out[n] for t, n in rig.plant.layout.slots.items() if n in rig.image.out}
     rig.plant.memory |= {t: v for t, v in wanted.items() if v is not None}
     plc()
     assert plc.machine.state is before
@@ -364,3 +365,56 @@ def test_a_restarted_plc_does_not_take_the_last_command_again(way: tuple[Trigger
     for _ in range(10):
         rig.scan()
     rig.drive(*UP)
+
+
+class BlockPlant(Plant):
+    """``cntrl_cmd`` and ``cmd_id`` are one command block: they reach the PLC together, when the number changes."""
+
+    def __init__(self) -> None:
+        super().__init__({"one": tags()})
+        self.layout.commands = {"x.cntrl_cmd": "x.cmd_id", "x.cmd_id": "x.cmd_id"}
+        self.wanted: dict[str, Value] = {}
+
+    def tick(self, outputs: Mapping[str, Value]) -> None:
+        self.wanted |= outputs
+        super().tick(dict(self.wanted) if "x.cmd_id" in outputs else {})
+
+
+def test_a_command_block_takes_one_write_and_fewer_scans() -> None:
+    rig, plc = made(plant=BlockPlant())
+    rig.drive(*UP, STOP)
+    assert [t for _, t, fits in plc.taken if fits] == [*UP, STOP]
+    scans_of = {}
+    for name, plant in (("block", BlockPlant()), ("two writes", Plant({"one": tags()}))):
+        rig, plc = made(plant=plant)
+        begun = plant.now
+        rig.scan(CLEAR)
+        while not plc.taken:
+            rig.scan()
+        scans_of[name] = (plant.now - begun) // 100_000_000
+    assert scans_of == {"block": 2, "two writes": 3}
+
+
+def test_a_command_that_the_plc_dropped_as_too_late_says_so() -> None:
+    rig, plc = made(plant=BlockPlant())
+    rig.drive(CLEAR)
+    plc.deaf = True
+    rig.scan(RESET)
+    rig.scan()
+    rig.plant.memory |= {"x.cmd_ack": rig.plant.memory["x.cmd_id"], "x.cmd_result": 3}
+    rig.until(State.STOPPED)
+    assert "x.plc_refused: x: Reset reached its PLC too late and was dropped there" in rig.active()
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest"),
+    [(DataType.UINT, 65535), (DataType.INT, 32767), (DataType.UDINT, 2**32 - 1), (DataType.DINT, 2**31 - 1)],
+)
+def test_numbers_of_commands_wrap_around_to_one_and_skip_those_in_use(kind: DataType, largest: int) -> None:
+    plant = Plant({"one": tags(cmd_id=largest - 1, cmd_ack=largest - 1)})
+    plant.layout.tags = tuple(replace(t, type=kind) for t in plant.layout.tags)
+    program = PackmlProgram(plant)
+    program._last_id = largest - 1
+    rig, plc = made(plant=plant)
+    rig.drive(CLEAR, RESET, START, STOP)
+    assert [n for n, _, _ in plc.taken] == [largest, 1, 2, 3]

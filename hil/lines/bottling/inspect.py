@@ -9,6 +9,7 @@ from hil.lines.bottling.inline import Checkweigher
 from hil.lines.bottling.plant import Utility
 from hil.plant import MS, NEVER, SECOND, Agenda
 from hil.plc import packml
+from hil.plc.commands import Arrival, NumberedCommand
 from hil.plc.counters import Counters
 from hil.plc.machine import ESTOP, GUARD, JAM, MIXED, MOTOR, VISION, WATCHDOG
 from hil.plc.virtual import VirtualPlc
@@ -16,7 +17,7 @@ from hil.plc.virtual import VirtualPlc
 ACTING = {packml.STARTING: 500 * MS, packml.RESETTING: 400 * MS, packml.COMPLETING: 300 * MS}
 """How long an acting state lasts at least; 200 ms when not listed."""
 RECIPE_TAKEOVER = 400 * MS
-ACCEPTED, REFUSED = 1, 2
+ACCEPTED, REFUSED, EXPIRED = 1, 2, 3
 
 
 class CheckweigherProgram(Counters):
@@ -29,16 +30,16 @@ class CheckweigherProgram(Counters):
 
     def __init__(
         self, plc: VirtualPlc, agenda: Agenda, station: Checkweigher, *,
-        estop_ok: Callable[[], bool], tripped: Callable[[], bool],
+        estop_ok: Callable[[], bool], tripped: Callable[[], bool], clock: Callable[[], int],
     ) -> None:  # fmt: skip
         super().__init__(plc, agenda, station)
-        self._estop_ok, self._tripped = estop_ok, tripped
+        self._estop_ok, self._tripped, self._clock = estop_ok, tripped, clock
         self.state = packml.ABORTED
         self.fault = 0
         self._done_due = self._recipe_due = self._overload_due = NEVER
         self._low = self._high = 0.0
         self._recipe = self._wanted = ""
-        self._ack = 0
+        self._commands = NumberedCommand()
         points = (
             "state_current", "cmd_ack", "cmd_result", "weight", "cap_ok", "label_ok", "code_text", "frame_id",
             "reject_full", "recipe_active",
@@ -49,7 +50,8 @@ class CheckweigherProgram(Counters):
 
     def power_up(self) -> None:
         """Aborted, without recipe; counters kept."""
-        self.fault = self._ack = 0
+        self.fault = 0
+        self._commands.restart()
         self._done_due = self._recipe_due = self._overload_due = NEVER
         self._recipe = self._wanted = ""
         self._low = self._high = 0.0
@@ -66,12 +68,7 @@ class CheckweigherProgram(Counters):
     def written(self, point: str) -> None:
         """Command, limits, code."""
         if point == "cmd_id":
-            command_id = self._whole("cmd_id")
-            if command_id != self._ack:
-                self._ack = command_id
-                accepted = self._command(self._whole("cntrl_cmd"))
-                self._results["cmd_result"](ACCEPTED if accepted else REFUSED)
-                self._results["cmd_ack"](command_id)
+            self._numbered()
         elif point in ("limit_low", "limit_high"):
             self._low, self._high = self._real("limit_low"), self._real("limit_high")
         elif point == "recipe_id":
@@ -109,6 +106,16 @@ class CheckweigherProgram(Counters):
         return not (good and station.code == self._recipe)
 
     # ---- PackML
+
+    def _numbered(self) -> None:
+        arrival = self._commands.arrived(self._whole("cmd_id"), self._whole("cmd_valid_until"), self._clock())
+        if arrival is Arrival.OLD:
+            return
+        if arrival is Arrival.LATE:
+            self._results["cmd_result"](EXPIRED)
+        else:
+            self._results["cmd_result"](ACCEPTED if self._command(self._whole("cntrl_cmd")) else REFUSED)
+        self._results["cmd_ack"](self._commands.last)
 
     def _command(self, command: int) -> bool:
         target = packml.COMMANDS.get((self.state, command))

@@ -49,6 +49,9 @@ def build(seed: int, agenda: Agenda, plcs: Mapping[str, VirtualPlc]) -> Line:
     def on_inspect() -> bool:
         return watchdog("inspect")
 
+    def clock() -> int:
+        return programs["inspect"].clock()
+
     programs["wet"] = PlcProgram(
         wet,
         agenda,
@@ -70,7 +73,9 @@ def build(seed: int, agenda: Agenda, plcs: Mapping[str, VirtualPlc]) -> Line:
         inspect,
         agenda,
         (
-            CheckweigherProgram(inspect, agenda, plant.checkweigher, estop_ok=estop_ok, tripped=on_inspect),
+            CheckweigherProgram(
+                inspect, agenda, plant.checkweigher, estop_ok=estop_ok, tripped=on_inspect, clock=clock
+            ),
             UtilityProgram(inspect, agenda, plant.utility),
         ),
     )

@@ -1,0 +1,51 @@
+"""What is wrong with an endpoints file is told at its place in that file, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_line import KINDS, write
+
+from controller.config import ConfigError, load
+from controller.config.overrides import Overrides
+
+
+def problems(folder: Path, text: str) -> list[tuple[str, int, int, str, str]]:
+    line, file = write(folder), folder / "endpoints.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(line, Overrides.read(file), KINDS)
+    assert caught.value.sources[str(file)] == text, "the line with the fault cannot be shown"
+    return [(Path(p.file).name, p.line, p.column, p.what, p.hint) for p in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "what", "hint"),
+    [
+        ('{"wat": {}}', 1, 2, 'unknown PLC "wat"', '"wet"'),
+        ('{\n "wet": {"host": "127.0.0.1",\n  "prot": 1502}}', 3, 3, 'unknown key "prot"', '"port"'),
+        ('{\n "wet":\n  {"port": 70000}}', 3, 12, "less than or equal to 65535", ""),
+        ('{\n "wet": {"port": "1502"}}', 2, 18, "must be a number", "without quotes"),
+        ('{"wet": {"driver": "opcua", "endpoint": "opc.tcp://h:1"}}', 1, 20, "cannot become opcua", "protocol"),
+        ('{"wet": {"driver": "modbus_rtu"}}', 1, 2, '"device" is missing', "device"),
+    ],
+)
+def test_a_fault_is_told_where_it_is(tmp_path: Path, text: str, line: int, column: int, what: str, hint: str) -> None:
+    (found,) = problems(tmp_path, text)
+    assert found[:3] == ("endpoints.json", line, column), found
+    assert what in found[3], found
+    assert hint in found[4], found
+
+
+def test_every_fault_at_once(tmp_path: Path) -> None:
+    found = problems(tmp_path, '{"wat": {},\n "wet": {"port": 0, "unit": -1}}')
+    assert [each[1] for each in found] == [1, 2, 2]
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    for text in ("[1]", "{", '{"wet": 1}'):
+        path = tmp_path / "x.json"
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"x\.json"):
+            Overrides.read(path)
