@@ -15,6 +15,7 @@ from bench.ratio import Row, in_turns, median
 from bench.setting import HOST, Setting
 from controller.core.image import InputBuffer, Layout
 from controller.runtime.bus import Link, LinkOptions
+from controller.runtime.bus_wait import Ticker
 from controller.runtime.clock import SystemClock
 from drivers.factory import make_driver
 from drivers.options import ModbusTcpOptions
@@ -72,12 +73,12 @@ async def _stock(clients: list[AsyncModbusTcpClient], seconds: float, apart_s: f
 
 async def _ours(port: int, seconds: float) -> float:
     """Processor time per poll of links with drivers, s, from when all are up."""
-    tags, links, buffers = words(REGISTERS), list[Link](), list[InputBuffer]()
+    tags, links, buffers, ticker = words(REGISTERS), list[Link](), list[InputBuffer](), Ticker()
     for number in range(DEVICES):
         driver = make_driver(f"plc{number}", ModbusTcpOptions(host=HOST, port=port), tags)
         buffers.append(InputBuffer(Layout([(driver.name, driver.groups)], {"fast": STALE_NS})))
         options = LinkOptions(periods_s={"fast": PERIOD_S})
-        links.append(Link(driver, buffers[-1], SystemClock(), options, random.Random(number)))
+        links.append(Link(driver, buffers[-1], SystemClock(), options, random.Random(number), ticker))
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(link.run()) for link in links]
         async with asyncio.timeout(10):

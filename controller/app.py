@@ -28,6 +28,7 @@ from controller.north.view import LineView
 from controller.runtime import record
 from controller.runtime.bus import Link
 from controller.runtime.bus_options import link_options
+from controller.runtime.bus_wait import Ticker
 from controller.runtime.clock import Clock, SystemClock
 from controller.runtime.instance import InstanceLock, runtime_dir, state_dir
 from controller.runtime.journal import Journal
@@ -74,11 +75,11 @@ def make_drivers(config: LineConfig, clock: Clock) -> dict[str, Driver]:
     return drivers
 
 
-def make_link(config: LineConfig, driver: Driver, buffer: InputBuffer, clock: Clock) -> Link:
+def make_link(config: LineConfig, driver: Driver, buffer: InputBuffer, clock: Clock, ticker: Ticker) -> Link:
     """The supervised link of one PLC."""
     options = link_options(config.file.plcs[driver.name], config.file.scan_classes)
     # Jitter of reconnections only: nothing that the scan sees depends on it.
-    return Link(driver, buffer, clock, options, random.Random())
+    return Link(driver, buffer, clock, options, random.Random(), ticker)
 
 
 _FIGURES = {
@@ -154,7 +155,8 @@ async def run(options: RunOptions) -> int:
         drivers = make_drivers(config, clock)
         logic, buffer = build_line(config, {n: d.groups for n, d in drivers.items()})
         logic.parts.endpoints = {n: d.endpoint for n, d in drivers.items()}
-        links = {n: make_link(config, d, buffer, clock) for n, d in drivers.items()}
+        ticker = Ticker()
+        links = {n: make_link(config, d, buffer, clock, ticker) for n, d in drivers.items()}
         path = state / "journal.db"
         restored = restore(logic, path)
         journal = Journal(path, clock)

@@ -250,21 +250,24 @@ class ModbusPlan:
 class _Group:
     """One group: its blocks, and what the last answers were and meant."""
 
-    __slots__ = ("_blocks", "_tags", "last", "requests", "result")
+    __slots__ = ("_blocks", "_sizes", "_tags", "last", "requests", "result")
 
     def __init__(self, tags: tuple[Tag, ...], options: PlanOptions) -> None:
         self._tags = tags
         spans = coalesce(tags, options)
         self.requests = tuple(request for request, _, _ in spans)
+        self._sizes = [request.size for request in self.requests]
         self._blocks = [_Block(request, tags, first, stop) for request, first, stop in spans]
         self.last: list[bytes | str | None] = [None] * len(spans)
         self.result: Decoded = ((None,) * len(tags), NONE_BAD)
 
     def decode(self, data: Sequence[bytes | str]) -> Decoded:
-        sizes = [request.size for request in self.requests]
-        found = [None if isinstance(answer, str) else len(answer) for answer in data]
-        if len(found) != len(sizes) or any(n not in (None, size) for n, size in zip(found, sizes, strict=True)):
-            raise ValueError(f"answers of {found} bytes, expected {sizes}")
+        if list(map(len, data)) != self._sizes:
+            self._check_sizes(data)
+        if len(data) == 1:  # most groups
+            self.result = (tuple(self._blocks[0].decode(data[0], self._tags)), self._blocks[0].bad or NONE_BAD)
+            self.last = [data[0]]
+            return self.result
         before, last = self.result[0], list(self.last)
         out: list[Value | None] = []
         bad: dict[int, str] = {}
@@ -274,12 +277,18 @@ class _Group:
                 out += before[block.first : block.stop]
             else:
                 out += block.decode(answer, self._tags)
-                last[number] = answer if isinstance(answer, str) else bytes(answer)
+                last[number] = answer
             if block.bad:
                 bad |= block.bad
         # Both at the end: an answer counts as known only together with what it means.
         self.last, self.result = last, (tuple(out), bad or NONE_BAD)
         return self.result
+
+    def _check_sizes(self, data: Sequence[bytes | str]) -> None:
+        found = [None if isinstance(answer, str) else len(answer) for answer in data]
+        fits = len(found) == len(self._sizes)
+        if not fits or any(n not in (None, size) for n, size in zip(found, self._sizes, strict=True)):
+            raise ValueError(f"answers of {found} bytes, expected {self._sizes}")
 
 
 class _Block:

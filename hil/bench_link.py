@@ -224,13 +224,13 @@ class BenchLink:
         try:
             if self._heart.write_due(now_ns):
                 self._memory.write(*self._heart.take(now_ns))
+            self._give_up(self._commands.over(now_ns), "not done in time")
             while self._up and (tag := self._outputs.next(now_ns)) is not None:
                 command = self._commands.get(tag)
                 if command is None:
                     self._write(tag, now_ns)
                 else:
                     self._send(command, now_ns)
-            self._give_up(self._commands.over(now_ns), "not done in time")
         except PlcOffline as error:
             self._lost(str(error), now_ns)
 

@@ -27,7 +27,11 @@ def check_handshake(context: Context) -> None:
         owners: dict[str, str] = {}
         for n, block in enumerate(plc.command_blocks):
             _Block(context, (*path, "command_blocks", n), name, plc, block).check(owners)
+        if plc.heartbeat is not None and plc.heartbeat.write in owners:
+            what = f"{plc.heartbeat.write} is part of the command {owners[plc.heartbeat.write]}, and no life sign"
+            context.error((*path, "heartbeat", "write"), what, "give the life sign a tag of its own")
         _check_users(context, owners)
+        _check_givers(context, owners, {b.valid_until for b in plc.command_blocks})
 
 
 def _own(context: Context, path: Path, plc: str, name: str, user: str) -> Tag | None:
@@ -57,6 +61,9 @@ def _check_boot(context: Context, path: Path, plc: str, name: str) -> None:
         return
     if not is_integer(tag.type) or tag.scaled:
         context.error(path, f"{user}: {name} must be an unscaled integer", "it is a counter")
+    elif tag.low is not None or tag.high is not None or tag.mask is not None:
+        what = f"{user}: {name} has limits or a mask, and may restart unseen beyond them"
+        context.error(path, what, "it is a counter: remove low, high and mask of the tag")
     classes = context.file.scan_classes
     mine = {context.models[t].scan_class for t in context.tags if context.models[t].plc == plc}
     fastest = min((c for c in mine if c in classes), key=lambda c: classes[c].period_ms, default=tag.scan_class)
@@ -134,7 +141,7 @@ class _Block:
         if tag is None:
             return None
         plain = not tag.scaled and tag.low is None and tag.high is None and tag.mask is None
-        if not is_integer(tag.type) or tag.type in BYTES or not plain:
+        if not is_integer(tag.type) or tag.type in (*BYTES, *codec.DECIMAL) or not plain:
             what = f"{name} must be an integer of 16 bits or more, unscaled and without limits"
             self.error(path, what, "UDINT is best; UINT repeats a number after 65535 commands")
             return None
@@ -150,6 +157,11 @@ class _Block:
     def check_number(self) -> None:
         """The acknowledgement repeats the number."""
         number = self.counter((*self.path, "id"), self.block.id)
+        if number is not None and codec.INTEGER_RANGE[number.type][0] < 0:
+            what = (
+                f"{number.name} is {number.type}: 1 is older than the largest number before it, and is never executed"
+            )
+            self.error((*self.path, "id"), what, "numbers must be unsigned: UDINT, or UINT")
         if self.block.ack is None:
             return
         ack = self.counter((*self.path, "ack"), self.block.ack)
@@ -177,6 +189,11 @@ class _Block:
         if 2 * block.valid_ms > (high - low) / 2:
             what = f"valid_ms {block.valid_ms} is too long for a clock of type {clock.type}, which wraps around"
             self.error((*path, "valid_ms"), what, "use a clock of 32 bits or a shorter valid_ms")
+        elif high - low < 1 << 16:
+            what = (
+                f"{self.user}: what hangs in the network for over 32 s counts as valid again by a clock of {clock.type}"
+            )
+            self.context.warn((*path, "clock"), what, "use a clock of 32 bits")
 
 
 def _check_users(context: Context, owners: dict[str, str]) -> None:
@@ -193,3 +210,22 @@ def _check_users(context: Context, owners: dict[str, str]) -> None:
             if spec.tag in owners:
                 what = f"{spec.tag} is part of the command {owners[spec.tag]} and cannot be a recipe parameter"
                 context.error((*path, "parameters", parameter, "tag"), what, hint)
+
+
+def _check_givers(context: Context, owners: dict[str, str], validities: set[str | None]) -> None:
+    """Who drives a part of a command gives its number, too: without a new number it would never be written."""
+    for name, station in context.file.stations.items():
+        path: Path = ("stations", name)
+        driven: dict[str, Path] = {tag: (*path, "outputs", n) for n, tag in enumerate(station.outputs)}
+        kind = (context.kinds or {}).get(station.kind)
+        for point, info in kind.points.items() if kind else ():
+            if info.writable:
+                place = (*path, "io", point) if point in station.io else path
+                driven.setdefault(context.point_tag(name, point), place)
+        for tag, place in driven.items():
+            if tag in validities:
+                what = f"{tag} is the validity of the command {owners[tag]}, which the link works out by itself"
+                context.error(place, what, f"{name} must not drive it")
+            elif tag in owners and owners[tag] not in driven:
+                what = f"{tag} is part of the command {owners[tag]}, whose number {name} does not give: never written"
+                context.error(place, what, f"leave it out of command_blocks, or let {name} drive {owners[tag]} too")

@@ -29,6 +29,8 @@ def check_tags(context: Context) -> None:
         _check_plc(context, name, plc)
         if isinstance(plc, ModbusOptions):
             _check_avoid(context, name, plc)
+        elif isinstance(plc, OpcUaPlc) and plc.reading != "poll":
+            _check_subscribed(context, name)
     check_endpoints(context, context.file.plcs)
 
 
@@ -51,6 +53,19 @@ def _check_scan_classes(context: Context) -> None:
         if scan_class.period_ms < scan_ms:
             what = f"scan class {name} is read every {scan_class.period_ms} ms, the scan only runs every {scan_ms} ms"
             context.warn((*path, "period_ms"), what, "raise period_ms, or lower line.scan_ms")
+
+
+def _check_subscribed(context: Context, name: str) -> None:
+    """What an OPC UA server tells by itself may be two and a half periods old (docs/opcua-client.md)."""
+    used = {model.scan_class for model in context.models.values() if model.plc == name}
+    for scan_class, times in context.file.scan_classes.items():
+        if scan_class in used and times.period_ms < times.stale_ms < 3 * times.period_ms:
+            path: Path = ("scan_classes", scan_class, "stale_ms")
+            what = f"scan class {scan_class}: stale_ms {times.stale_ms} is below three periods of {times.period_ms} ms"
+            hint = (
+                f"what {name} tells by itself may be that old and turn BAD: raise it, or read {name} with reading: poll"
+            )
+            context.warn(path, what, hint)
 
 
 def _check_plc(context: Context, name: str, plc: Plc) -> None:

@@ -78,6 +78,8 @@ def override(plcs: Mapping[str, Plc], overrides: Overrides) -> tuple[dict[str, P
         kept = old.model_dump(mode="json", exclude_unset=True)
         if driver != old.driver or (driver == "serial" and not fields.keys().isdisjoint(("device", "host"))):
             kept = {key: value for key, value in kept.items() if key not in _OF_LINK}
+        if "endpoint" in fields:  # a loss on the bench must never lead to the real line's second server
+            kept.pop("backups", None)
         data = {"plcs": {name: {**kept, **fields}}}
         made, found = validate_data(_Plcs, data, lambda path, key: overrides.place(path[1:], key))
         problems += [problem(Place(p.file, p.line, p.column), f"override of {name}: {p.what}", p.hint, path[1:])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from drivers.port import Outcome, ReadGroup, Reading, Tag, Value
 
@@ -143,6 +143,8 @@ class InputBuffer:
         self.readings: list[Reading | None] = [None] * len(layout.groups)
         self.links: dict[str, LinkReport] = {}
         self.reports: dict[str, WriteReport] = {}
+        self._restarted: set[str] = set()
+        """PLCs whose restart was told by a report that was replaced before it was latched."""
 
     def put(self, plc: str, group: int, reading: Reading) -> None:
         """A reading of the PLC's group number ``group``."""
@@ -154,8 +156,14 @@ class InputBuffer:
 
     def link(self, report: LinkReport) -> None:
         """The PLC's link changed. Readings taken before a loss and not yet latched are dropped with it: their tags
-        are BAD from the next scan on, and say so.
+        are BAD from the next scan on, and say so. A restart that was not latched is told when the link is up again.
         """
+        before = self.links.get(report.plc)
+        if before is not None and before.restarted:
+            self._restarted.add(report.plc)
+        if report.up and report.plc in self._restarted:
+            self._restarted.discard(report.plc)
+            report = replace(report, restarted=True)
         self.links[report.plc] = report
         if not report.up:
             for n, group in enumerate(self.layout.groups):

@@ -54,6 +54,11 @@ class Input(Generic[V]):
         """Whether the value is good."""
         return self._image.bad[self.slot] is None
 
+    @property
+    def stamp(self) -> int:
+        """Monotonic time of the request that last read it (0 = not read, or lost)."""
+        return self._image.stamp_of(self.slot)
+
     def is_(self, wanted: V) -> bool:
         """Whether the value is good and equal to ``wanted``: the safe way to ask."""
         return self._image.bad[self.slot] is None and self._image.values[self.slot] == wanted

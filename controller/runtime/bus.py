@@ -34,7 +34,7 @@ from controller.runtime.bus_options import LinkOptions
 from controller.runtime.bus_peer import Peer
 from controller.runtime.bus_state import Heart, S
 from controller.runtime.bus_stats import LinkStats, Rate
-from controller.runtime.bus_wait import Bell
+from controller.runtime.bus_wait import Bell, Ticker
 from controller.runtime.bus_writer import Seen, Writer
 from controller.runtime.clock import Clock
 from drivers.port import (
@@ -54,6 +54,8 @@ __all__ = ["Link", "LinkOptions", "LinkStats"]
 FIRST_DELAY_S = 0.25
 """Mean delay before the first reconnection; doubles with each failure, ±50 %."""
 LEAST_DELAY_S = 0.01
+FLAP_S = 0.05
+"""From coming up to the attempt after the next loss, at least: a link that was up longer is tried again at once."""
 LATCH_POLL_S = 0.005
 WIRE_STATS_NS = S // 2
 SLOTS = 4
@@ -64,11 +66,18 @@ class Link:
     """Supervises one driver. Run :meth:`run` as a task; everything else returns at once.
 
     Raises ``ValueError`` at construction when there are no tags, when a tag of the handshake is missing, cannot be
-    written or is polled too slowly, or when the driver cannot write a command block in one request.
+    written or is polled too slowly, or when the driver cannot write a command block in one request. Links with the same
+    ``ticker`` poll together, which costs the process fewer awakenings.
     """
 
     def __init__(
-        self, driver: Driver, buffer: InputBuffer, clock: Clock, options: LinkOptions, rng: random.Random
+        self,
+        driver: Driver,
+        buffer: InputBuffer,
+        clock: Clock,
+        options: LinkOptions,
+        rng: random.Random,
+        ticker: Ticker | None = None,
     ) -> None:
         self.name = driver.name
         self._driver, self._buffer, self._clock, self._options, self._rng = driver, buffer, clock, options, rng
@@ -89,12 +98,13 @@ class Link:
         self._peer = Peer(options.identity, options.boot_counter, tags, place)
         self._urgent: set[int] = set()
         """Groups to read next, to settle writes of unknown outcome."""
-        self._bell = Bell()
+        self._bell = Bell(ticker)
         blocks, timeout_s = options.blocks, options.timeout_s
         self._writer = Writer(
             driver, buffer, clock, timeout_s, tags, place, self._heart, blocks, self._latest, self._read_next
         )
         self._reported = ""
+        self._up_ns = 0
         self._reason = "not connected yet"
         self._connections = self._requests = self._timeouts = self._failed = self._refused = self._skipped = 0
         self._round_trip_ms = 0.0
@@ -146,7 +156,7 @@ class Link:
         failures = 0
         try:
             while True:
-                pause_s = None
+                pause_s = LEAST_DELAY_S
                 try:
                     await self._driver.connect(self._options.connect_timeout_s)
                     self._connections += 1
@@ -155,10 +165,10 @@ class Link:
                 except LinkDown as exc:
                     self._count(exc)
                     failures = 0 if self._writer.up else failures + 1
-                    pause_s = exc.retry_s
+                    pause_s = self._pause_s(failures) if exc.retry_s is None else exc.retry_s
                     self._go_down(str(exc), stranger=isinstance(exc, _Stranger))
                 await self._driver.close()
-                await asyncio.sleep(self._back_off_s(failures) if pause_s is None else max(pause_s, LEAST_DELAY_S))
+                await asyncio.sleep(max(pause_s, LEAST_DELAY_S))
         finally:
             self._go_down("the link was shut down")
             await self._driver.close()
@@ -174,8 +184,15 @@ class Link:
 
     # --- the life of one connection
 
-    def _back_off_s(self, failures: int) -> float:
-        longest = self._options.reconnect_max_s
+    def _pause_s(self, failures: int) -> float:
+        """Before the next attempt; none for a link that was up for a while, where mostly one answer is lost.
+
+        One that begins a moment too early takes its time-outs before it fails: they are part of the longest pause.
+        """
+        if self._writer.up:
+            return FLAP_S - (self._clock.monotonic_ns() - self._up_ns) / S
+        options = self._options
+        longest = max(options.reconnect_max_s - 2 * options.timeout_s, options.reconnect_max_s / 2)
         mean = min(FIRST_DELAY_S * (1 << min(failures, 16)), longest)
         return min(mean * self._rng.uniform(0.5, 1.5), longest)
 
@@ -250,7 +267,7 @@ class Link:
                 continue
             due = min(self._due)
             if due > now:
-                await self._bell.wait((due - now) / S)
+                await self._bell.wait(now, due)
                 continue
             group = self._due.index(due)
             if self._each[group] and self._must_wait(group):
@@ -327,6 +344,7 @@ class Link:
     # --- up and down
 
     def _go_up(self, seen: Sequence[Seen]) -> None:
+        self._up_ns = self._clock.monotonic_ns()
         self._report("up", LinkReport(self.name, True, restarted=self._peer.take_restarted()))
         for group, one in enumerate(seen):
             self._buffer.put(self.name, group, one.reading)

@@ -58,6 +58,8 @@ class Command:
     """Why it cannot be sent at all."""
     outcome: Outcome | None = None
     """How its last attempt ended; UNKNOWN from its beginning on, ``None`` before the first."""
+    maybe: bool = False
+    """Whether any attempt was of unknown outcome: it may still arrive, whatever became of the later ones."""
     doubt: set[str] = field(default_factory=set)
     """Tags that must be read anew before it may be sent again."""
 
@@ -82,7 +84,9 @@ class Command:
         return self.asked_ns + self.block.valid_ms * MS
 
     def report(self, outcome: Outcome, reason: str) -> WriteReport:
-        """A report of it, under the tag that numbers it."""
+        """A report of it, under the tag that numbers it. REJECTED is said only where no attempt can still arrive."""
+        if outcome is Outcome.REJECTED and self.maybe:
+            outcome, reason = Outcome.UNKNOWN, f"{reason}; an earlier attempt may still be executed"
         return WriteReport(self.id, self.number, outcome, reason)
 
     def given_up(self, why: str) -> WriteReport | None:
@@ -170,6 +174,7 @@ class Commands:
     def ended(self, command: Command, outcome: WriteOutcome) -> bool:
         """An attempt ended. Returns whether this is still the command that counts."""
         command.outcome = outcome.outcome
+        command.maybe = command.maybe or outcome.outcome is Outcome.UNKNOWN
         if self._open.get(command.id) is not command:
             return False
         if outcome.outcome is Outcome.VERIFIED:

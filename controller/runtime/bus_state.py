@@ -192,8 +192,7 @@ class Outputs:
             elif found is not None and codec.same(self._tags[tag], value, found):
                 self._confirmed[tag] = found  # as a REAL gives it back: equal at once the next time
             else:
-                del self._confirmed[tag]
-                self._todo.pop(tag, None)
+                del self._confirmed[tag]  # a newer value that waits to be written goes on waiting
         return complete
 
     def forget(self) -> None:

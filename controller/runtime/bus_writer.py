@@ -89,6 +89,8 @@ class Writer:
 
     async def write_now(self, outputs: Mapping[str, Value], timeout_s: float) -> dict[str, WriteReport]:
         """As :meth:`controller.runtime.bus.Link.write_now`."""
+        # Nobody watches any more what a command does that goes out, or is tried again, after the safe values.
+        self._give_up(self.commands.drop(), "the outputs are made safe")
         levels = {tag: value for tag, value in outputs.items() if tag not in self.commands.members}
         self._final = dict.fromkeys(levels)
         for tag, value in levels.items():
@@ -172,17 +174,17 @@ class Writer:
                 wrote = await self._write_next()
             now = self._clock.monotonic_ns()
             if not wrote:
-                await self._bell.wait(self._idle_s(now))
+                await self._bell.wait(now, self._idle_until(now))
             elif late(now):
                 await asyncio.sleep((now - start) / S)  # leave the wire to the poll that is late
 
-    def _idle_s(self, now: int) -> float | None:
-        """How long there is nothing to write, if nobody asks for anything."""
+    def _idle_until(self, now: int) -> int | None:
+        """Until when there is nothing to write, if nobody asks for anything."""
         times: list[int | None] = [self._heart.next_write()]
         if self.up:
             times += [self.outputs.next_retry(), self.commands.next_end()]
         known = [t for t in times if t is not None]
-        return max(0, min(known) - now) / S if known else None
+        return max(now, min(known)) if known else None
 
     async def _write_next(self) -> bool:
         """Write one thing; returns whether there was anything to write now."""

@@ -60,8 +60,9 @@ NO_COMMAND = 0
 ACCEPTED, EXPIRED = 1, 3
 LARGEST_ID = {
     DataType.SINT: 0x7F, DataType.USINT: 0xFF, DataType.INT: 0x7FFF, DataType.UINT: 0xFFFF, DataType.DINT: 0x7FFF_FFFF,
+    DataType.LINT: (1 << 63) - 1, DataType.ULINT: (1 << 64) - 1, DataType.BCD: 9999, DataType.LBCD: 99_999_999,
 }  # fmt: skip
-"""By the type of ``cmd_id``; wider ones count to 2^32 - 1."""
+"""By the type of ``cmd_id``; UDINT counts to 2^32 - 1."""
 AT_REST = frozenset({S.STOPPED, S.IDLE, S.HELD, S.COMPLETE})
 MOVES = frozenset({
     S.STARTING, S.EXECUTE, S.UNHOLDING, S.SUSPENDING, S.SUSPENDED, S.UNSUSPENDING, S.COMPLETING,
@@ -209,6 +210,10 @@ class PackmlPlc(Behaviour):
                 yield Until(lambda: io.cntrl_cmd.is_(number), limit, "plc_no_answer", took, action)
             io.cmd_id.set(cmd_id)
             yield Until(lambda: io.cmd_ack.is_(cmd_id), limit, "plc_no_answer", answered, action)
+            if not io.cmd_result.is_(ACCEPTED):
+                # one reading may hold the result of before and the new id: only a later one tells
+                seen = io.cmd_ack.stamp
+                yield Until(lambda: io.cmd_result.stamp > seen, limit, "plc_no_answer", answered, action)
             if io.cmd_result.is_(EXPIRED):
                 yield Fail("plc_refused", f"{what} reached its PLC too late and was dropped there", action)
             elif not io.cmd_result.is_(ACCEPTED):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from drivers.modbus.pdu import GATEWAY, Call, ExceptionReply
 from drivers.modbus.wire import Exchange, OpenFailed, Wire
 from drivers.port import DriverStats, ExchangeFailed, FieldBusError, LinkDown
+from drivers.wake import Wake
 
 READ, WRITE = 0, 1
 """Ranks of a job."""
@@ -42,17 +43,17 @@ class Job:
         "data",
         "exchanges",
         "failure",
-        "future",
         "open",
         "probe",
         "rank",
         "refused",
         "started",
         "unit",
+        "wake",
     )
 
-    def __init__(self, unit: Unit, exchanges: Sequence[Exchange], rank: int, future: asyncio.Future[None]) -> None:
-        self.unit, self.exchanges, self.rank, self.future = unit, exchanges, rank, future
+    def __init__(self, unit: Unit, exchanges: Sequence[Exchange], rank: int, wake: Wake) -> None:
+        self.unit, self.exchanges, self.rank, self.wake = unit, exchanges, rank, wake
         self.data: list[bytes | ExceptionReply] = [b""] * len(exchanges)
         """By the exchanges' index; empty where an exception of the gateway ended the job early."""
         self.count = len(exchanges)
@@ -71,6 +72,8 @@ class Unit:
         """Why nothing can be sent now; empty when it can."""
         self.suspect = False
         """The breaker: the unit is silent, and is to be probed before it is used again."""
+        self.first = False
+        """Whether its next read goes before those of others: a probe, and the first one after the silence."""
         self.failures = 0
         """In a row."""
         self.rest_until_s = self.probe_at_s = 0.0
@@ -121,7 +124,7 @@ class Unit:
         self.timeout_ns = timeout_ns
         job = self._bus.submit(self, exchanges, timeout_ns, rank)
         try:
-            await job.future
+            await job.wake
         except asyncio.CancelledError:
             self._bus.give_up(job)
             raise
@@ -174,11 +177,12 @@ class Unit:
         exchange = Exchange(call, self.number)
         exchange.probe = bus.shared
         self.rest_until_s = max(self.rest_until_s, self.probe_at_s)
+        self.first = True
         job = bus.submit(self, (exchange,), bus.probe_ns(self, max(until_s - loop.time(), 0.0)), READ)
         job.probe = True
         try:
             async with asyncio.timeout_at(until_s):
-                await job.future
+                await job.wake
         except TimeoutError:
             job.failure = self.silent("had no turn for a probe: the link is busy, or the unit rests")
         finally:
@@ -291,8 +295,8 @@ class Bus:
     # --- jobs
 
     def submit(self, unit: Unit, exchanges: Sequence[Exchange], timeout_ns: int, rank: int) -> Job:
-        """Queue a job; its future ends with it."""
-        job = Job(unit, exchanges, rank, self._loop.create_future())
+        """Queue a job; its ``wake`` ends with it."""
+        job = Job(unit, exchanges, rank, Wake(self._loop))
         if exchanges[0].timeout_ns != timeout_ns:
             for exchange in exchanges:
                 exchange.timeout_ns = timeout_ns
@@ -306,8 +310,11 @@ class Bus:
             self.wire.start(exchanges)
             return job
         queue = unit.queues[rank]
-        if not queue:
+        if not queue and unit.first and rank is READ:
+            self._lanes[rank].appendleft(unit)
+        elif not queue:
             self._lanes[rank].append(unit)
+        unit.first = False
         queue.append(job)
         self._pump()
         return job
@@ -322,8 +329,7 @@ class Bus:
                 if self._open:
                     self.wire.abandon(exchange)
         job.open = 0
-        if not job.future.done():
-            job.future.set_result(None)
+        job.wake.end()
         if self._open:
             self._pump()
 
@@ -346,8 +352,7 @@ class Bus:
                 unit.failures = 0
             else:
                 self._judge(job)
-        if not job.future.done():
-            job.future.set_result(None)
+        job.wake.end()
 
     def _judge(self, job: Job) -> None:
         """Whether a job's failure is the one too many."""
@@ -360,6 +365,7 @@ class Bus:
                     what = f"{exchange.call.what}: {reply}"
                     break
         unit.failures = unit.failures + 1 if what else 0
+        unit.first = bool(what)  # whether it was one lost answer or a dead unit is to be known soon
         if unit.failures < (GIVE_UP_SHARED if self.shared else GIVE_UP_ALONE):
             return
         unit.suspect, unit.probed_ns = True, 0
@@ -450,9 +456,17 @@ class Bus:
         unit.ring_at = (at + 1) % RING
         job.data[exchange.index] = data
         job.open -= 1
-        if not job.open and job.started == job.count:
+        if job.open or job.started != job.count:
+            self._pump()
+        elif job.failure is not None or job.refused:
             self._finish(job)
-        self._pump()
+            self._pump()
+        else:
+            unit.jobs.pop(job, None)
+            if not job.probe:
+                unit.failures = 0
+            self._pump()
+            job.wake.resume()
 
     def refused(self, exchange: Exchange, refusal: ExceptionReply) -> None:
         """Part of ``Owner``. A gateway that does not reach its device would say so to every further request."""

@@ -127,8 +127,9 @@ class LineProtocol:
     def sends(self) -> dict[str, Template]:
         """Templates by the name of their command, or of the message that they write. Raises :class:`TemplateError`."""
         encoding = self.framing.encoding
-        found = {name: Template(c.send, c.escape, encoding) for name, c in self.commands.items()}
-        return found | {n: Template(m.write, "refuse", encoding) for n, m in self.messages.items() if m.write}
+        marks = (self.framing.start, self.framing.end) if self.framing.frame_sends else ()
+        found = {name: Template(c.send, c.escape, encoding, marks) for name, c in self.commands.items()}
+        return found | {n: Template(m.write, "refuse", encoding, marks) for n, m in self.messages.items() if m.write}
 
     def longest(self, message: Message) -> int:
         """Characters that the message's pattern may have to look at."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
@@ -40,8 +40,10 @@ class Template:
     :class:`TemplateError`.
     """
 
-    def __init__(self, text: str, escape: Escape, encoding: str) -> None:
+    def __init__(self, text: str, escape: Escape, encoding: str, marks: Sequence[bytes] = ()) -> None:
+        """``marks`` are put around the text when it is sent: no value may bring one of its own."""
         self.escape, self._encoding = escape, encoding
+        self._marks = [mark for mark in marks if mark]
         self._parts: list[str | Place] = []
         at = 0
         for match in _PLACE.finditer(text):
@@ -69,10 +71,18 @@ class Template:
 
     def fill(self, values: Mapping[str, Value]) -> bytes:
         """The bytes to send. Raises ``ValueError`` when a value cannot be sent safely; the text says why."""
-        return b"".join(
-            part.encode(self._encoding) if isinstance(part, str) else self._value(part, values[part.field])
-            for part in self._parts
-        )
+        literal, pieces = [], []
+        for part in self._parts:
+            if isinstance(part, str):
+                literal.append(part.encode(self._encoding))
+                pieces.append(literal[-1])
+            else:
+                pieces.append(self._value(part, values[part.field]))
+        data = b"".join(pieces)
+        for mark in self._marks:
+            if data.count(mark) > sum(each.count(mark) for each in literal):
+                raise ValueError(f"a value brings {mark!r}, which begins or ends what is sent, and is not sent")
+        return data
 
     def _value(self, place: Place, value: Value) -> bytes:
         text = value if isinstance(value, str) else _number(value, place.decimals)
@@ -83,7 +93,7 @@ class Template:
         if self.escape == "zpl":
             return b"".join(bytes((b,)) if b in _ZPL_PLAIN else b"_%02X" % b for b in data)
         for char in text:
-            if char in SPECIAL or ord(char) < 0x20 or ord(char) == 0x7F:
+            if char in SPECIAL or ord(char) < 0x20 or 0x7F <= ord(char) <= 0x9F:
                 raise ValueError(f"{place.field}: {char!r} could act as a command in the device and is not sent")
         return data
 

@@ -277,6 +277,11 @@ def test_hash_follows_content_not_place(tmp_path: Path) -> None:
     ("old", "new", "what"),
     [
         ("  fast: {period_ms: 100, stale_ms: 500}", "  fast: {period_ms: 50, stale_ms: 500}", "every 50 ms"),
+        (
+            "  fast: {period_ms: 100, stale_ms: 500}",
+            f"  fast: {{period_ms: 100, stale_ms: 299}}  {MARK}",
+            "below three periods of 100 ms",
+        ),
         ("    unit: 1\n", f"    unit: 0  {MARK}\n", "unit 0 is the broadcast"),
         ("scan_classes:\n", "  spare: {driver: opcua, endpoint: opc.tcp://x:1}\nscan_classes:\n", "spare has no tags"),
         (
@@ -290,6 +295,24 @@ def test_warnings(tmp_path: Path, old: str, new: str, what: str) -> None:
     path = write(tmp_path, changed(LINE, (old, new)))
     (warning,) = load(path, kinds=KINDS).warnings
     assert what in warning.what and warning.file == str(path) and warning.hint
+
+
+@pytest.mark.parametrize(
+    ("fast", "reading", "warned"),
+    [("299", "auto", True), ("299", "subscribe", True), ("300", "auto", False), ("299", "poll", False)],
+)
+def test_values_that_are_told_need_three_periods(tmp_path: Path, fast: str, reading: str, warned: bool) -> None:
+    """A value of a sound OPC UA subscription may be two and a half periods old."""
+    driver = f"    driver: opcua\n    reading: {reading}\n"
+    text = changed(LINE, ("stale_ms: 500}", f"stale_ms: {fast}}}"), ("    driver: opcua\n", driver))
+    found = [w.what for w in load(write(tmp_path, text), kinds=KINDS).warnings]
+    assert bool(found) is warned, found
+
+
+def test_the_periods_of_polled_plcs_alone_are_not_warned_of(tmp_path: Path) -> None:
+    """Slow is used by the Modbus PLC or by nobody: what it allows is for polling to decide."""
+    text = changed(LINE, ("stale_ms: 3000}", "stale_ms: 2500}"))
+    assert load(write(tmp_path, text), kinds=KINDS).warnings == ()
 
 
 def test_the_same_recipe_twice(tmp_path: Path) -> None:

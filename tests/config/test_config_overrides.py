@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_line import KINDS, write
+from small_line import KINDS, LINE, changed, write
 
 from controller.config import ConfigError, load
 from controller.config.overrides import Overrides
+from controller.config.plcs import OpcUaPlc
 
 
 def problems(folder: Path, text: str) -> list[tuple[str, int, int, str, str]]:
@@ -49,3 +50,21 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=r"x\.json"):
             Overrides.read(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "backups"),
+    [
+        ('{"endpoint": "opc.tcp://127.0.0.1:1"}', ()),
+        ('{"endpoint": "opc.tcp://127.0.0.1:1", "backups": ["opc.tcp://127.0.0.1:2"]}', ("opc.tcp://127.0.0.1:2",)),
+        ('{"timeout_ms": 900}', ("opc.tcp://10.0.0.3:4840",)),
+    ],
+)
+def test_another_endpoint_leaves_no_backups(tmp_path: Path, fields: str, backups: tuple[str, ...]) -> None:
+    """On the bench a lost link must never lead to the second server of the real line."""
+    ours = "    endpoint: opc.tcp://10.0.0.2:4840\n"
+    line = write(tmp_path, changed(LINE, (ours, ours + "    backups: [opc.tcp://10.0.0.3:4840]\n")))
+    file = tmp_path / "endpoints.json"
+    file.write_text(f'{{"inspect": {fields}}}', encoding="utf-8")
+    plc = load(line, Overrides.read(file), KINDS).file.plcs["inspect"]
+    assert isinstance(plc, OpcUaPlc) and plc.backups == backups

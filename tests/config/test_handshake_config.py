@@ -28,6 +28,9 @@ TAGS = """\
   wet.far: {plc: wet, address: "hr:16", type: UINT, access: rw}
   wet.coil: {plc: wet, address: "co:40", type: BOOL, access: rw}
   wet.byte: {plc: wet, address: "hr:15", type: USINT, access: rw}
+  wet.signed: {plc: wet, address: "hr:20", type: DINT, access: rw}
+  wet.decimal: {plc: wet, address: "hr:22", type: LBCD, access: rw}
+  wet.limited: {plc: wet, address: "ir:12", type: UINT, high: 100}
 """
 BLOCK = {
     "id": "wet.id",
@@ -85,6 +88,9 @@ WRONG = {
     "boot counter of nobody": ("boot", {"boot": "wet.boots"}, 'unknown tag "wet.boots"', "wet.boot"),
     "boot counter is a bit": ("boot", {"boot": "infeed.ready"}, "must be an unscaled integer", "counter"),
     "boot counter too slow": ("boot", {"boot": "wet.slow"}, "read every 1000 ms", "scan_class: fast"),
+    "boot counter with limits": ("boot", {"boot": "wet.limited"}, "has limits or a mask", "remove low, high and mask"),
+    "id is signed": ("id", {"id": "wet.signed", "ack": None}, "1 is older than the largest", "unsigned"),
+    "id is decimal": ("id", {"id": "wet.decimal", "ack": None}, "16 bits or more", "UDINT"),
     "id read-only": ("id", {"id": "wet.ack", "ack": None}, "cannot be written", "access: rw"),
     "id of nobody": ("id", {"id": "wet.idd"}, 'unknown tag "wet.idd"', "wet.id"),
     "id is a byte": ("id", {"id": "wet.byte", "ack": None}, "16 bits or more", "UDINT"),
@@ -126,3 +132,31 @@ def test_a_part_of_a_command_is_nothing_by_itself(tmp_path: Path) -> None:
     found = [p for p in caught.value.problems if "part of the command wet.id" in p.what]
     assert {p.line in marked_lines(text) for p in found} == {True, False}
     assert any("cannot be a recipe parameter" in p.what for p in found)
+
+
+def test_who_drives_a_part_of_a_command_drives_its_number(tmp_path: Path) -> None:
+    outputs = "    outputs: [infeed.run]"
+    for driven, what in (
+        ("wet.cmd", "whose number infeed does not give: never written"),
+        ("wet.id, wet.until", "which the link works out by itself"),
+    ):
+        text = changed(line(), (outputs, f"    outputs: [infeed.run, {driven}]  {MARK}"))
+        with pytest.raises(ConfigError) as caught:
+            load(write(tmp_path, text), kinds=KINDS)
+        (found,) = [p for p in caught.value.problems if what in p.what]
+        assert found.line in marked_lines(text)
+    load(write(tmp_path, changed(line(), (outputs, "    outputs: [infeed.run, wet.cmd, wet.id]"))), kinds=KINDS)
+
+
+def test_a_life_sign_is_no_part_of_a_command(tmp_path: Path) -> None:
+    text = changed(line(), ("write: wet.watchdog", "write: wet.cmd"))
+    with pytest.raises(ConfigError, match=r"part of the command wet\.id, and no life sign"):
+        load(write(tmp_path, text), kinds=KINDS)
+
+
+def test_a_clock_of_16_bits_is_warned_of(tmp_path: Path) -> None:
+    config = load(
+        write(tmp_path, line(clock="wet.small", valid_until="wet.far", tags="[wet.until, wet.cmd, wet.byte]")),
+        kinds=KINDS,
+    )
+    assert any("counts as valid again" in w.what for w in config.warnings)

@@ -388,3 +388,20 @@ def test_groups() -> None:
 def test_tags_that_do_not_fit(tags: list[Tag], what: str) -> None:
     with pytest.raises(PlanError, match=re.escape(what)):
         SerialPlan(PROTOCOL, tags)
+
+
+def test_a_value_cannot_end_the_message_it_is_sent_in() -> None:
+    """With frame_sends the marks around the text are ours alone, also where they are plain characters."""
+    protocol = LineProtocol(
+        framing=Framing(start=b"<", end=b"#>", frame_sends=True), commands={"show": Command(send="S{text};")}
+    )
+    template = protocol.sends["show"]
+    assert template.fill({"text": "a#b"}) == b"Sa#b;"
+    for text in ("a#><DELETE", "a<b"):
+        with pytest.raises(ValueError, match="begins or ends what is sent"):
+            template.fill({"text": text})
+
+
+def test_control_characters_above_ascii_are_refused() -> None:
+    with pytest.raises(ValueError, match="could act as a command"):
+        Template("T{name}", "refuse", "latin-1").fill({"name": "a\x9b2J"})

@@ -309,6 +309,7 @@ def test_a_command_is_never_sent_again_after_a_loss() -> None:
 def test_a_command_given_while_the_link_is_down_is_refused_at_once_and_for_good() -> None:
     async def test(b: Bench, plc: Plc) -> None:
         plc.connected = False
+        plc.connects.extend([LinkDown("wet", "refused")] * 2)
         await asyncio.sleep(0.15)
         assert not b.image.up["wet"]
         give(b, 5)
@@ -767,3 +768,50 @@ def test_whatever_happens_commands_are_taken_once_in_time_and_levels_hold_in_the
     assert len({number for number, _ in taken}) == len(taken)
     worst = max(at - asked[number] for number, at in taken if number is not None)
     assert worst <= 2 * BLOCK.valid_ms * MS + 50 * MS, "sent within valid_ms, and valid for as long"
+
+
+def test_a_restart_is_told_even_when_the_link_is_lost_again_before_the_scan_looks() -> None:
+    async def test(b: Bench, plc: Plc) -> None:
+        plc.restart()
+        while not (b.links and not b.links[-1].up):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        b.latching = False
+        while not b.link.stats().up:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        plc.connected = False
+        while b.link.stats().up:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        b.latching = True
+        await asyncio.sleep(3.0)
+        assert [(r.up, r.restarted) for r in b.links[-2:]] == [(False, False), (True, True)]
+        plc.connected = False
+        await asyncio.sleep(3.0)
+        assert [(r.up, r.restarted) for r in b.links[-2:]] == [(False, False), (True, False)], "once"
+
+    run(test)
+
+
+def test_a_command_once_in_doubt_is_never_called_certainly_not_executed() -> None:
+    async def test(b: Bench, plc: Plc) -> None:
+        plc.blocks.append(Outcome.UNKNOWN)
+        plc.blocks.extend([Outcome.REJECTED] * 5)
+        give(b, 5)
+        await asyncio.sleep(5.0)
+        assert told(b)[-1] == (5, "unknown")
+        assert "an earlier attempt may still be executed" in b.reports[-1].reason
+
+    run(test)
+
+
+def test_no_command_goes_out_after_the_safe_values_of_a_shutdown() -> None:
+    async def test(b: Bench, plc: Plc) -> None:
+        plc.blocks.append(Outcome.REJECTED)
+        give(b, 5)
+        await asyncio.sleep(0.3)
+        got = await b.link.write_now({"p.run": 0}, 0.5)
+        assert got["p.run"].outcome is Outcome.VERIFIED
+        await asyncio.sleep(3.0)
+        assert plc.done == []
+        assert plc.said("write", "block")[-1] == "write p.run=0"
+
+    run(test, blocks=(replace(BLOCK, valid_ms=2000),))

@@ -408,7 +408,15 @@ def test_a_command_that_the_plc_dropped_as_too_late_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "largest"),
-    [(DataType.UINT, 65535), (DataType.INT, 32767), (DataType.UDINT, 2**32 - 1), (DataType.DINT, 2**31 - 1)],
+    [
+        (DataType.UINT, 65535),
+        (DataType.INT, 32767),
+        (DataType.UDINT, 2**32 - 1),
+        (DataType.DINT, 2**31 - 1),
+        (DataType.BCD, 9999),
+        (DataType.LBCD, 99_999_999),
+        (DataType.ULINT, 2**64 - 1),
+    ],
 )
 def test_numbers_of_commands_wrap_around_to_one_and_skip_those_in_use(kind: DataType, largest: int) -> None:
     plant = Plant({"one": tags(cmd_id=largest - 1, cmd_ack=largest - 1)})
@@ -418,3 +426,19 @@ def test_numbers_of_commands_wrap_around_to_one_and_skip_those_in_use(kind: Data
     rig, plc = made(plant=plant)
     rig.drive(CLEAR, RESET, START, STOP)
     assert [n for n, _, _ in plc.taken] == [largest, 1, 2, 3]
+
+
+def test_a_result_read_before_its_acknowledgement_is_not_taken_for_a_refusal() -> None:
+    """The readings of both are not one instant: the id may be new and the result that of the command before."""
+    rig, plc = made(plant=BlockPlant())
+    plc.frozen = True
+    rig.scan(CLEAR)
+    while not plc.taken:
+        rig.scan()
+    rig.plant.memory["x.cmd_result"] = 2
+    rig.scan()
+    rig.plant.memory["x.cmd_result"] = 1
+    plc.frozen = False
+    plc.go(CLEAR)
+    rig.until(State.STOPPED)
+    assert not [alarm for alarm in rig.active() if "plc_refused" in alarm]
