@@ -329,7 +329,7 @@ class OpcUaDriver:
             what = f"the subscription of scan class {feed.name} is silent for {silent_ns / 1e9:.1f} s"
             raise self._lost(link, ChannelLost(what, "check that the server runs", timed_out=True))
         channel = link.session.channel
-        if feed.behind:
+        if feed.behind or feed.torn:
             feed.behind = False
             try:
                 for part in one.whole:
@@ -337,6 +337,8 @@ class OpcUaDriver:
             except FieldBusError:
                 feed.behind = True
                 raise
+            if feed.torn:
+                return one.state.reading(stamp_ns)
             feed.hold(one.state.reading(stamp_ns))
         else:
             for part in one.rest:

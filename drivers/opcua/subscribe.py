@@ -58,6 +58,8 @@ class Feed:
         """As of when the values hold, and when the server was last heard of."""
         self.behind = True
         """Something was missed: read the group anew."""
+        self.torn = False
+        """A message is lost for good. Its changes are in no later one, so from here on the group is polled."""
         self._hold: Reading | None = None
         self._written: dict[int, tuple[int, Datum | None]] = {}
         """By index: when a written tag was read back, and what was notified of it since."""
@@ -104,6 +106,7 @@ class Feed:
             return 0
         if gap > MAX_REPAIR:
             self._lose(gap)
+            self.torn = True
         elif gap:
             number = self._expected
             for _ in range(gap):
@@ -120,6 +123,7 @@ class Feed:
         self._expected = number
         if message is None or message.keep_alive or message.number != number:
             self._lose(1)
+            self.torn = True
             self._expected = following(number)
         else:
             self._take(message._replace(sent_ns=0))

@@ -278,6 +278,8 @@ async def test_a_message_that_is_gone_is_counted_and_read_anew(
     await until(driver, lambda r: r.values[1] == 12)
     assert driver.stats().missed == 1
     assert "Read" in sent
+    await asyncio.sleep(4 * PERIOD)
+    assert (await driver.read(0, T)).values[1] == 12, "the lost change is in no later notification"
 
 
 async def test_an_overflow_is_counted_and_read_anew(driver: OpcUaDriver, ua_plc: UaPlc, sent: list[str]) -> None:
