@@ -191,7 +191,7 @@ class SerialWire:
     def _scan(self, *, settled: bool) -> None:
         """Take the frames out of what was heard."""
         pending = False
-        while self._buffer:
+        while self._buffer and self._state is not State.CLOSED:  # whoever takes an answer may close
             if self._undeclared_echo():
                 self._fail(UNDECLARED_ECHO, rest=True)
                 return
@@ -294,7 +294,7 @@ class SerialWire:
         assert owner is not None
         self._end()
         if abandoned:
-            owner.late(exchange.unit)
+            owner.late(exchange.unit, alive=not (isinstance(result, ExceptionReply) and result.code in GATEWAY))
         elif isinstance(result, ExceptionReply):
             owner.refused(exchange, result)
         else:
@@ -327,7 +327,8 @@ class SerialWire:
             if now >= self._deadline_ns:
                 exchange = self._exchange
                 self._scan(settled=True)
-                if self._exchange is exchange and self._state is State.RECEIVING:
+                # The scan may have led to a sending, even of the same exchange; that one has its own time.
+                if self._exchange is exchange and self._state is State.RECEIVING and now >= self._deadline_ns:
                     self._time_out()
                 return
             if self._scan_ns and now >= self._scan_ns:
@@ -475,4 +476,4 @@ class SerialWire:
 
 def _gateway(pdu: bytes) -> bool:
     """Whether a gateway speaks in the place of the unit."""
-    return bool(pdu[0] & 0x80) and pdu[1] in GATEWAY
+    return len(pdu) == 2 and pdu[0] >= 0x80 and pdu[1] in GATEWAY
